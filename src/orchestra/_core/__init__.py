@@ -1,0 +1,3 @@
+"""Pure rules: no clock, no I/O, no threads."""
+
+from __future__ import annotations

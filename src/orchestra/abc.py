@@ -1,0 +1,278 @@
+"""Contracts for what others may plug in. The docstrings are the requirements.
+
+A backend is proved against them by `orchestra.testing.check_session_backend`, which is the suite
+that the built-in backends pass too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+import anyio
+from attrs import field, frozen, validators
+
+from orchestra.events import Finished, PermissionReply, PermissionRequest, SessionEvent
+
+__all__ = (
+    "Agent",
+    "BackendStatistics",
+    "PermissionPolicy",
+    "PermissionRule",
+    "Session",
+    "SessionBackend",
+    "deny_all",
+)
+
+PermissionPolicy: TypeAlias = Callable[
+    [PermissionRequest], PermissionReply | Awaitable[PermissionReply]
+]
+"""Answers a request on behalf of the person who is not there; must come to an answer."""
+
+
+def deny_all(request: PermissionRequest) -> PermissionReply:
+    """Refuse every request, and say so: the default policy.
+
+    Args:
+        request: What the agent wants to do.
+    """
+    return PermissionReply(
+        is_allowed=False,
+        message=f"{request.permission} is not permitted in this mission; go on without it.",
+    )
+
+
+@frozen(kw_only=True)
+class PermissionRule:
+    """One rule about what an agent may do; in a list of rules the last match wins.
+
+    Attributes:
+        permission: The kind of act (``bash``, ``edit``, ...), with ``*`` as a wildcard.
+        pattern: What the act is about, with ``*`` as a wildcard.
+        action: ``allow``, ``deny`` (the tool is hidden or refuses) or ``ask`` (the policy decides).
+    """
+
+    permission: str = field(validator=validators.min_len(1))
+    pattern: str = "*"
+    action: Literal["allow", "deny", "ask"] = field(
+        default="allow", validator=validators.in_(("allow", "deny", "ask"))
+    )
+
+
+@frozen
+class Agent:
+    """Whom a session talks to.
+
+    Attributes:
+        name: The name under which the backend knows, or shall know, the agent.
+        prompt: The agent's standing instructions (system text). Empty: the backend's own.
+        model: ``provider/model``. None: the backend's own default.
+        permissions: What the agent may do, last match wins. Empty: the backend's own.
+    """
+
+    name: str = field(validator=[validators.instance_of(str), validators.min_len(1)])
+    prompt: str = field(default="", kw_only=True)
+    model: str | None = field(default=None, kw_only=True)
+    permissions: tuple[PermissionRule, ...] = field(default=(), kw_only=True)
+
+
+@frozen(kw_only=True)
+class BackendStatistics:
+    """What a backend holds now and has done since it was entered.
+
+    Attributes:
+        sessions_open: Sessions opened and not closed.
+        sessions_opened: Sessions ever opened.
+        turns_running: Prompts under way.
+        turns_finished: Prompts whose turn is over, however it ended.
+    """
+
+    sessions_open: int
+    sessions_opened: int
+    turns_running: int
+    turns_finished: int
+
+
+class Session(ABC):
+    """A conversation with one agent in one working directory, one prompt at a time.
+
+    Sessions come from `SessionBackend.open` only.
+    """
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The session's id, unique within its backend."""
+
+    @abstractmethod
+    def stream(self, prompt: str) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+        """Send one prompt and iterate over what comes of it: a *turn*.
+
+        ::
+
+            async with session.stream("write the parser") as events:
+                async for event in events:
+                    ...
+
+        A backend must see to all of this:
+
+        * The first event is `Started`, the last is `Finished`, and there is exactly one of each.
+          The iterator ends after `Finished`.
+        * Whatever happens to the agent, its model or the backend is told by ``Finished.reason``;
+          iterating never raises for it.
+        * At the moment `Finished` is delivered the session is idle: the next prompt may be sent.
+        * Leaving the block before `Finished`, also by cancellation, aborts the turn and waits (in
+          a shield, for a bounded time) until the session is idle again.
+        * The joined `TextReceived` texts end with ``Finished.text`` unless it was truncated, and
+          the `UsageReported` sum is ``Finished.usage``.
+        * No request of the agent (permission, question) may hang the turn: it is answered by the
+          backend's policy, and the answer is told.
+
+        Entering the block and every step of the iteration are checkpoints.
+
+        Args:
+            prompt: What the agent shall do; not empty.
+
+        Raises:
+            ValueError: The prompt is empty.
+            anyio.BusyResourceError: A prompt of this session is already running.
+            anyio.ClosedResourceError: The session has been closed.
+        """
+
+    async def prompt(
+        self, prompt: str, *, listener: Callable[[SessionEvent], object] | None = None
+    ) -> Finished:
+        """Send one prompt and wait for its end. Always a checkpoint.
+
+        Args:
+            prompt: What the agent shall do; not empty.
+            listener: Called with each event, the last one included; what it raises ends the turn.
+
+        Returns:
+            The last event of the turn. A turn that did not end well does not raise: look at
+            ``reason`` and ``error``.
+
+        Raises:
+            ValueError: The prompt is empty.
+            anyio.BusyResourceError: A prompt of this session is already running.
+            anyio.ClosedResourceError: The session has been closed.
+        """
+        async with self.stream(prompt) as events:
+            async for event in events:
+                if listener is not None:
+                    listener(event)
+                if isinstance(event, Finished):
+                    return event
+        raise AssertionError("unreachable")
+
+    @abstractmethod
+    async def abort(self) -> None:
+        """End the running turn with ``FinishReason.ABORTED`` and wait until the session is idle.
+
+        May be called from any task, any number of times; does nothing on an idle or closed
+        session. A turn that ends by itself in the same moment may keep its own reason. Always a
+        checkpoint.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Abort what runs, wait until it is idle, and give back what the session holds.
+
+        Idempotent. Afterwards `stream` raises ``anyio.ClosedResourceError``. Works under
+        cancellation: the clean-up is shielded and bounded in time. Always a checkpoint.
+        """
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.aclose()
+
+
+class SessionBackend(ABC):
+    """A place where agent sessions run.
+
+    An async context manager: what it needs (a server, a connection, a task group) lives from
+    entering to leaving. Leaving aborts and closes every session that is still open, and leaves no
+    task and no process behind. A backend is entered once.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What people call this backend, e.g. ``embedded``."""
+
+    @abstractmethod
+    async def open(
+        self,
+        agent: Agent | str,
+        *,
+        directory: Path,
+        title: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Open a session: a new conversation that knows nothing of any other. Always a checkpoint.
+
+        Sessions are independent: they run at the same time, and what happens to one does not
+        touch another.
+
+        Args:
+            agent: Whom to talk to; a string is short for ``Agent(name)``.
+            directory: An existing directory in which the agent works.
+            title: A line for people.
+            metadata: Kept with the session where the backend can, for finding it again.
+
+        Raises:
+            AgentNotFoundError: The backend does not have the agent.
+            ModelNotFoundError: The backend does not have the agent's model.
+            TransportError: The backend cannot be reached.
+            ServerError: The backend answered with an error.
+            NotADirectoryError: ``directory`` does not exist or is not a directory.
+            anyio.ClosedResourceError: The backend has not been entered, or has been left.
+        """
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        agent: Agent | str,
+        *,
+        directory: Path,
+        title: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Session]:
+        """`open` a session for the length of a block, and close it in any case.
+
+        Args:
+            agent: As for `open`.
+            directory: As for `open`.
+            title: As for `open`.
+            metadata: As for `open`.
+        """
+        session = await self.open(agent, directory=directory, title=title, metadata=metadata)
+        async with session:
+            yield session
+
+    @abstractmethod
+    def statistics(self) -> BackendStatistics:
+        """Count what the backend holds and has done."""
+
+    @abstractmethod
+    async def __aenter__(self) -> SessionBackend: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None: ...

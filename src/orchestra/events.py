@@ -1,0 +1,284 @@
+"""What a session tells while a prompt runs: frozen records, for machines.
+
+A turn (one prompt and what comes of it) is a sequence of these events: first `Started`, then any
+number of the others, at the end exactly one `Finished`, after which nothing comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from attrs import field, frozen
+
+__all__ = (
+    "FinishReason",
+    "Finished",
+    "PermissionAsked",
+    "PermissionReply",
+    "PermissionRequest",
+    "QuestionAsked",
+    "RetryScheduled",
+    "SessionEvent",
+    "Started",
+    "TextReceived",
+    "TodoChanged",
+    "TodoItem",
+    "ToolCalled",
+    "ToolStatus",
+    "TurnError",
+    "Usage",
+    "UsageReported",
+)
+
+
+class FinishReason(Enum):
+    """Why a turn ended."""
+
+    DONE = "done"
+    """The agent finished by itself; the text is its answer (which may be empty)."""
+    STOPPED = "stopped"
+    """The backend stopped the agent without an error, e.g. after a rejected permission."""
+    LENGTH = "length"
+    """The answer was cut at the model's output limit."""
+    BLOCKED = "blocked"
+    """A content filter withheld the answer."""
+    ABORTED = "aborted"
+    """Somebody aborted the turn."""
+    FAILED = "failed"
+    """The agent or its model failed; a new attempt may work if ``error.is_retryable``."""
+    INTERRUPTED = "interrupted"
+    """The turn broke off without a result; what the agent did so far stands."""
+    REFUSED = "refused"
+    """The backend did not accept the prompt (unknown agent or model); repeating is useless."""
+    LOST = "lost"
+    """The backend itself is gone (server killed, unreachable); none of its sessions will answer."""
+
+
+class ToolStatus(Enum):
+    """How far a tool call is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@frozen(kw_only=True)
+class Usage:
+    """What model calls consumed.
+
+    Attributes:
+        input_tokens: Tokens sent, without those read from a cache.
+        output_tokens: Tokens received, without reasoning.
+        reasoning_tokens: Tokens the model spent on thinking.
+        cache_read_tokens: Tokens taken from the provider's prompt cache.
+        cache_write_tokens: Tokens written to it.
+        cost: US dollars, as the backend prices them; 0.0 when it has no price.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cost=self.cost + other.cost,
+        )
+
+
+@frozen(kw_only=True)
+class TurnError:
+    """Why a turn did not end well.
+
+    Attributes:
+        name: The error's kind, as its origin names it.
+        message: One sentence for people.
+        status: The HTTP status the model's provider answered with, when there was one.
+        is_retryable: Whether a new attempt of the same prompt may succeed.
+        retry_after: Seconds to wait before it, when the origin said so.
+    """
+
+    name: str
+    message: str
+    status: int | None = None
+    is_retryable: bool = True
+    retry_after: float | None = None
+
+
+@frozen(kw_only=True)
+class TodoItem:
+    """One line of an agent's own to-do list.
+
+    Attributes:
+        text: What is to be done.
+        status: ``pending``, ``in_progress``, ``completed`` or ``cancelled``.
+    """
+
+    text: str
+    status: str
+
+
+@frozen(kw_only=True)
+class PermissionRequest:
+    """An agent wants to do something that its rules say must be asked.
+
+    Attributes:
+        id: The backend's id of the request.
+        session_id: The session that asks (a child's requests reach its root's stream too).
+        agent: The name of the asking agent.
+        permission: What kind of act: ``bash``, ``edit``, ``external_directory``, ...
+        patterns: What it is about: command lines, paths.
+        metadata: Further details, as the backend gives them.
+    """
+
+    id: str
+    session_id: str
+    agent: str
+    permission: str
+    patterns: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class PermissionReply:
+    """The answer to a `PermissionRequest`.
+
+    Attributes:
+        is_allowed: Whether the agent may do it, this once.
+        message: Told to the agent with a refusal, so that it can go on another way.
+    """
+
+    is_allowed: bool
+    message: str = ""
+
+
+@frozen(kw_only=True)
+class SessionEvent:
+    """Base of everything that a session tells.
+
+    Attributes:
+        session_id: The session whose prompt runs.
+    """
+
+    session_id: str
+
+
+@frozen(kw_only=True)
+class Started(SessionEvent):
+    """The prompt was accepted by the session.
+
+    Attributes:
+        prompt_id: The id of this prompt, unique within the backend.
+    """
+
+    prompt_id: str
+
+
+@frozen(kw_only=True)
+class TextReceived(SessionEvent):
+    """A piece of the agent's visible answer; the pieces in order are the text it wrote.
+
+    Attributes:
+        text: The piece; never empty.
+    """
+
+    text: str
+
+
+@frozen(kw_only=True)
+class ToolCalled(SessionEvent):
+    """A tool call began or got further; the same ``call_id`` comes once per status.
+
+    Attributes:
+        call_id: The call, unique within the turn.
+        tool: The tool's name.
+        status: How far the call is.
+        input: The arguments, as far as known.
+        output: The result's text, possibly cut; set when ``status`` is COMPLETED.
+        error: What went wrong; set when ``status`` is FAILED.
+    """
+
+    call_id: str
+    tool: str
+    status: ToolStatus
+    input: Mapping[str, object] = field(factory=dict)
+    output: str = ""
+    error: str = ""
+
+
+@frozen(kw_only=True)
+class UsageReported(SessionEvent):
+    """One model call's consumption; the sum over the turn is ``Finished.usage``."""
+
+    usage: Usage
+
+
+@frozen(kw_only=True)
+class TodoChanged(SessionEvent):
+    """The agent rewrote its own to-do list; ``items`` is the whole new list."""
+
+    items: tuple[TodoItem, ...]
+
+
+@frozen(kw_only=True)
+class PermissionAsked(SessionEvent):
+    """A permission request came and the backend's policy answered it."""
+
+    request: PermissionRequest
+    reply: PermissionReply
+
+
+@frozen(kw_only=True)
+class QuestionAsked(SessionEvent):
+    """The agent asked a person; nobody is there, so the backend answered for them.
+
+    Attributes:
+        question: The question's text.
+        answer: What the agent was told; empty when the question was turned down.
+    """
+
+    question: str
+    answer: str
+
+
+@frozen(kw_only=True)
+class RetryScheduled(SessionEvent):
+    """The backend itself repeats a failed model call.
+
+    Attributes:
+        attempt: 1 for the first repetition.
+        message: Why, as the backend puts it.
+        delay: Seconds until the repetition.
+    """
+
+    attempt: int
+    message: str
+    delay: float
+
+
+@frozen(kw_only=True)
+class Finished(SessionEvent):
+    """The turn is over; always the last event.
+
+    Attributes:
+        reason: How it ended.
+        text: The agent's final answer (the text after its last tool call), at most 1 MiB.
+        is_truncated: Whether ``text`` was longer and has been cut.
+        usage: What the whole turn consumed.
+        error: Why it did not end well; None when ``reason`` is DONE.
+    """
+
+    reason: FinishReason
+    text: str = ""
+    is_truncated: bool = False
+    usage: Usage = field(factory=Usage)
+    error: TurnError | None = None

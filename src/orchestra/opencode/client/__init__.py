@@ -1,0 +1,3 @@
+"""Parts of the orchestrator."""
+
+from __future__ import annotations

@@ -1,0 +1,162 @@
+"""What a mission leaves behind: a record that people and programs can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from attrs import field, frozen
+
+from orchestra.events import Usage
+
+__all__ = (
+    "CommandResult",
+    "MissionOutcome",
+    "MissionReport",
+    "Span",
+    "TaskReport",
+    "TaskState",
+)
+
+
+class MissionOutcome(Enum):
+    """How a mission ended."""
+
+    ACCEPTED = "accepted"
+    """Every task was accepted and every acceptance command that ran succeeded."""
+    FAILED = "failed"
+    """At least one task, or the mission as a whole, failed; ``reason`` says how."""
+    INTERRUPTED = "interrupted"
+    """Somebody stopped it."""
+
+
+class TaskState(Enum):
+    """How far a task is."""
+
+    WAITING = "waiting"
+    """Some task that it depends on has not been accepted."""
+    READY = "ready"
+    """Waits for a free worker."""
+    WORKING = "working"
+    REVIEWING = "reviewing"
+    CHECKING = "checking"
+    """Its acceptance commands run."""
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Never started: a task that it depends on failed, or the mission ended before."""
+
+
+@frozen(kw_only=True)
+class CommandResult:
+    """One acceptance command.
+
+    Attributes:
+        argv: The command line.
+        exit_code: Its exit code; None when it was refused, could not start or was killed.
+        output: The end of what it printed, both streams, at most 64 KiB.
+        elapsed: Seconds it took.
+        refusal: Why it was not run; empty when it was.
+        error: Why it has no exit code although it was permitted; empty otherwise.
+    """
+
+    argv: tuple[str, ...]
+    exit_code: int | None = None
+    output: str = ""
+    elapsed: float = 0.0
+    refusal: str = ""
+    error: str = ""
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was permitted and did not succeed."""
+        return not self.refusal and self.exit_code != 0
+
+
+@frozen(kw_only=True)
+class Span:
+    """A stretch of the mission's timeline: one agent turn or one acceptance run.
+
+    Attributes:
+        name: ``commander``, ``planner``, ``worker``, ``reviewer`` or ``acceptance``.
+        task_id: The task it was about; None for the mission as a whole.
+        round: The task's round, from 1; 0 for the mission as a whole.
+        queued: Seconds after the mission's start at which it wanted to run.
+        started: Seconds after the mission's start at which it got its slot.
+        ended: Seconds after the mission's start at which it ended.
+        outcome: ``done``, ``accepted``, ``rejected``, ``failed``, ``aborted``, ...
+        session_id: The session it ran in; empty for commands.
+    """
+
+    name: str
+    task_id: str | None
+    round: int
+    queued: float
+    started: float
+    ended: float
+    outcome: str
+    session_id: str = ""
+
+
+@frozen(kw_only=True)
+class TaskReport:
+    """What became of one task.
+
+    Attributes:
+        id: The task's id.
+        title: Its title.
+        state: Its last state.
+        rounds: How many rounds a worker started.
+        reasons: Why rounds were sent back or failed, in order.
+        files: The files it was to write.
+        depends: The tasks it waited for.
+        usage: What its sessions consumed.
+        commands: Its acceptance commands.
+        summary: The start of the worker's last answer, at most 2,000 characters.
+    """
+
+    id: str
+    title: str
+    state: TaskState
+    rounds: int = 0
+    reasons: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    depends: tuple[str, ...] = ()
+    usage: Usage = field(factory=Usage)
+    commands: tuple[CommandResult, ...] = ()
+    summary: str = ""
+
+
+@frozen(kw_only=True)
+class MissionReport:
+    """What became of a mission.
+
+    Attributes:
+        goal: What was asked for.
+        outcome: How it ended.
+        reason: One sentence: why it ended so.
+        backend: The backend's name.
+        directory: The workspace.
+        tasks: Every task of the plan, in plan order.
+        commands: The mission's own acceptance commands.
+        timeline: Every turn and acceptance run, in order of their start.
+        usage: What all sessions together consumed.
+        elapsed: Seconds from start to end.
+        started_at: Wall-clock time of the start, ISO 8601 in UTC.
+        warnings: What did not stop the mission but should be known.
+        statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
+    """
+
+    goal: str
+    outcome: MissionOutcome
+    reason: str
+    backend: str
+    directory: str
+    tasks: tuple[TaskReport, ...] = ()
+    commands: tuple[CommandResult, ...] = ()
+    timeline: tuple[Span, ...] = ()
+    usage: Usage = field(factory=Usage)
+    elapsed: float = 0.0
+    started_at: str = ""
+    warnings: tuple[str, ...] = ()
+    statistics: Mapping[str, int] = field(factory=dict)

@@ -1,0 +1,3 @@
+"""The public test kit."""
+
+from __future__ import annotations
