@@ -31,8 +31,10 @@ Text: TypeAlias = str | re.Pattern[str] | Callable[[str], bool]
 
 Finish: TypeAlias = Literal["auto", "stop", "tool_calls", "length", "content_filter", "missing"]
 
-_not_negative = validators.ge(0)
-_times = validators.optional(validators.ge(1))
+
+def _is_count(_step: object, _attribute: object, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"times is {value}, but must be at least 1, or None for no limit")
 
 
 @frozen(kw_only=True)
@@ -45,9 +47,9 @@ class Usage:
         cached: How many of the input tokens came from the provider's cache.
     """
 
-    input: int = field(default=100, validator=_not_negative)
-    output: int = field(default=10, validator=_not_negative)
-    cached: int = field(default=0, validator=_not_negative)
+    input: int = field(default=100, validator=validators.ge(0))
+    output: int = field(default=10, validator=validators.ge(0))
+    cached: int = field(default=0, validator=validators.ge(0))
 
 
 @frozen
@@ -78,11 +80,11 @@ class Reply:
     """
 
     text: str = ""
-    calls: tuple[ToolCall, ...] = field(default=(), kw_only=True, converter=tuple)
+    calls: tuple[ToolCall, ...] = field(default=(), kw_only=True)
     finish: Finish = field(default="auto", kw_only=True)
     usage: Usage = field(default=Usage(), kw_only=True)
-    delay: float = field(default=0.0, kw_only=True, validator=_not_negative)
-    pause: float = field(default=0.0, kw_only=True, validator=_not_negative)
+    delay: float = field(default=0.0, kw_only=True, validator=validators.ge(0))
+    pause: float = field(default=0.0, kw_only=True, validator=validators.ge(0))
 
 
 @frozen
@@ -102,9 +104,9 @@ class Failure:
     message: str = "scripted failure"
     body: str | None = field(default=None, kw_only=True)
     retry_after: float | None = field(
-        default=None, kw_only=True, validator=validators.optional(_not_negative)
+        default=None, kw_only=True, validator=validators.optional(validators.ge(0))
     )
-    times: int | None = field(default=1, kw_only=True, validator=_times)
+    times: int | None = field(default=1, kw_only=True, validator=_is_count)
 
 
 @frozen
@@ -117,7 +119,7 @@ class Hang:
     """
 
     text: str | None = None
-    times: int | None = field(default=1, kw_only=True, validator=_times)
+    times: int | None = field(default=1, kw_only=True, validator=_is_count)
 
 
 @frozen
@@ -130,7 +132,7 @@ class CutStream:
     """
 
     text: str = "I will"
-    times: int | None = field(default=1, kw_only=True, validator=_times)
+    times: int | None = field(default=1, kw_only=True, validator=_is_count)
 
 
 @frozen
@@ -143,7 +145,7 @@ class InvalidChunk:
     """
 
     data: str = '{"choices": [{'
-    times: int | None = field(default=1, kw_only=True, validator=_times)
+    times: int | None = field(default=1, kw_only=True, validator=_is_count)
 
 
 Fault: TypeAlias = Failure | Hang | CutStream | InvalidChunk
@@ -151,6 +153,9 @@ Step: TypeAlias = str | ToolCall | Reply | Fault
 """One step of a script: text and a single tool call are short for a `Reply`."""
 
 Script: TypeAlias = Step | Sequence[Step]
+
+_FAULTS = (Failure, Hang, CutStream, InvalidChunk)
+_STEPS = (str, ToolCall, Reply, *_FAULTS)
 
 
 @frozen(kw_only=True)
@@ -202,10 +207,9 @@ class ModelRequest:
         return conversation, len(users), _digest(self.prompt)
 
 
-def _instance_of_step(_instance: object, _attribute: object, value: object) -> None:
-    steps = value if isinstance(value, list | tuple) else (value,)
-    allowed = str | ToolCall | Reply | Failure | Hang | CutStream | InvalidChunk
-    if not callable(value) and not (steps and all(isinstance(s, allowed) for s in steps)):
+def _is_answer(_rule: object, _attribute: object, value: Any) -> None:
+    steps = value if isinstance(value, list | tuple) else [value]
+    if not callable(value) and not (steps and all(isinstance(step, _STEPS) for step in steps)):
         raise TypeError(f"answer is {value!r}, but must be a step, steps, or a function")
 
 
@@ -234,9 +238,9 @@ class Rule:
     tool: str | None = None
     when: Callable[[ModelRequest], bool] | None = None
     answer: Script | Callable[[ModelRequest], Script | Awaitable[Script]] = field(
-        validator=_instance_of_step
+        validator=_is_answer
     )
-    times: int | None = field(default=None, validator=_times)
+    times: int | None = field(default=None, validator=_is_count)
     name: str = ""
 
     def matches(self, request: ModelRequest) -> bool:
@@ -304,7 +308,7 @@ class Playbook:
         Raises:
             ScriptError: All steps have been given.
         """
-        steps = [script] if isinstance(script, _SINGLE) else list(script)
+        steps = [script] if isinstance(script, _STEPS) else list(script)
         answered = 0
         for position, step in enumerate(steps):
             if isinstance(step, _FAULTS):
@@ -328,10 +332,6 @@ class Playbook:
             return False
         self._faults[key] = used + 1
         return True
-
-
-_FAULTS = (Failure, Hang, CutStream, InvalidChunk)
-_SINGLE = (str, ToolCall, Reply, *_FAULTS)
 
 
 def _as_reply(step: str | ToolCall | Reply) -> Reply:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import Any, Self, final
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
@@ -29,17 +28,16 @@ from orchestra.testing.model_script import (
     parse_request,
     text_matches,
 )
-from orchestra.testing.model_wire import Response, error, render
 
 try:
-    import h11
+    from orchestra.testing._http import Request, Response, serve_connection
+    from orchestra.testing.model_wire import error_response, json_response, render
 except ImportError as exc:
     raise ImportError("ScriptedModel needs h11: pip install 'orchestra[testing]'") from exc
 
 __all__ = ("ScriptedModel", "ScriptedModelStatistics", "UnmatchedRequest")
 
 _LOG = logging.getLogger(__name__)
-_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
 @frozen(kw_only=True)
@@ -64,14 +62,12 @@ class ScriptedModelStatistics:
         unmatched: Requests that the script had no answer for.
         in_flight: Requests being answered now.
         max_in_flight: The most that were answered at the same time.
-        connections: Open connections.
     """
 
     requests: int
     unmatched: int
     in_flight: int
     max_in_flight: int
-    connections: int
 
 
 @final
@@ -120,15 +116,17 @@ class ScriptedModel(anyio.AsyncContextManagerMixin):
         self._max_body = max_body
         self._requests: deque[ModelRequest] = deque(maxlen=max_records)
         self._unmatched: deque[UnmatchedRequest] = deque(maxlen=max_records)
-        self._counts = {"requests": 0, "unmatched": 0, "in_flight": 0, "max_in_flight": 0}
-        self._connections = 0
+        self._count = 0
+        self._unmatched_count = 0
+        self._in_flight = 0
+        self._max_in_flight = 0
         self._arrival = anyio.Event()
         self._port = 0
         self._started = 0.0
 
     def __repr__(self) -> str:
         place = self.url if self._port else "not listening"
-        return f"<ScriptedModel {place}, {self._counts['requests']} requests>"
+        return f"<ScriptedModel {place}, {self._count} requests>"
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -137,7 +135,7 @@ class ScriptedModel(anyio.AsyncContextManagerMixin):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
         failure: Exception | None = None
         async with listener, anyio.create_task_group() as tasks:
-            self._port = listener.extra(SocketAttribute.local_port)
+            self._port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - not Django's
             self._started = anyio.current_time()
             tasks.start_soon(listener.serve, self._serve)
             try:
@@ -198,7 +196,12 @@ class ScriptedModel(anyio.AsyncContextManagerMixin):
 
     def statistics(self) -> ScriptedModelStatistics:
         """A snapshot of the counters."""
-        return ScriptedModelStatistics(**self._counts, connections=self._connections)
+        return ScriptedModelStatistics(
+            requests=self._count,
+            unmatched=self._unmatched_count,
+            in_flight=self._in_flight,
+            max_in_flight=self._max_in_flight,
+        )
 
     def opencode_config(
         self,
@@ -242,29 +245,54 @@ class ScriptedModel(anyio.AsyncContextManagerMixin):
             "small_model": "scripted/m1",
         }
 
-    # the socket side: one task for each connection
-
     async def _serve(self, stream: SocketStream) -> None:
-        self._connections += 1
-        connection = h11.Connection(h11.SERVER)
-        try:
-            async with stream:
-                while await self._serve_one(stream, connection):
-                    connection.start_next_cycle()
-        except (*_GONE, h11.LocalProtocolError):
-            pass  # the client went away, at any point: nobody is left to answer
-        finally:
-            self._connections -= 1
+        await serve_connection(stream, self._handle, max_body=self._max_body)
 
-    async def _serve_one(self, stream: SocketStream, connection: h11.Connection) -> bool:
-        """Answer one request; whether the connection can take another."""
-        try:
-            head, body = await self._read(stream, connection)
-        except h11.RemoteProtocolError as exc:
-            head, response = None, error(exc.error_status_hint, str(exc))
+    @asynccontextmanager
+    async def _handle(self, request: Request) -> AsyncGenerator[Response]:
+        route = (request.method, request.path.rstrip("/"))
+        if route == ("GET", "/v1/models"):
+            yield json_response({"object": "list", "data": [{"id": "m1", "object": "model"}]})
+        elif route != ("POST", "/v1/chat/completions"):
+            known = "use POST /v1/chat/completions or GET /v1/models"
+            yield error_response(f"{request.method} {request.path} is unknown; {known}", 404)
+        elif request.body is None:
+            limit = f"the body is larger than {self._max_body} bytes; raise max_body"
+            yield error_response(limit, 413)
         else:
-            if head is None:
-                return False
-            response = None if body is None else error(404, "unknown path")
-        del head, response
-        return False
+            self._in_flight += 1
+            self._max_in_flight = max(self._max_in_flight, self._in_flight)
+            try:
+                yield await self._complete(request.body, request.headers)
+            finally:
+                self._in_flight -= 1
+
+    async def _complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        try:
+            request = parse_request(
+                json.loads(body),
+                headers=headers,
+                number=self._count,
+                time=anyio.current_time() - self._started,
+                identify=self._identify,
+            )
+        except ValueError as exc:
+            return error_response(f"{exc}; send a chat-completions request", 400)
+        self._count += 1
+        self._requests.append(request)
+        self._arrival.set()
+        self._arrival = anyio.Event()
+        try:
+            index, rule = self._playbook.rule_for(request)
+            script = rule.answer(request) if callable(rule.answer) else rule.answer
+            if isawaitable(script):
+                script = await script
+            return render(self._playbook.step_for(request, index, script), request)
+        except ScriptError as exc:
+            reason = str(exc)
+        except Exception as exc:  # noqa: BLE001 - a faulty script must not look like a dead server
+            _LOG.exception("the script failed")
+            reason = f"the script raised {exc!r}; mend the rule"
+        self._unmatched_count += 1
+        self._unmatched.append(UnmatchedRequest(request=request, reason=reason))
+        return error_response(reason, 400)
