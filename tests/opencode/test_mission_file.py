@@ -149,7 +149,7 @@ def test_the_caller_may_choose_another_backend(folder: Path) -> None:
     """The backend from the command line wins, and its needs are the ones that are checked."""
     text = document({"goal": "x"})
     path = folder / "mission.toml"
-    with pytest.raises(ConfigurationError, match=r"agents: expected a table 'agents\.commander'"):
+    with pytest.raises(ConfigurationError, match=r"agents\.commander: expected a table"):
         parse_mission(text, path)
     assert parse_mission(text, path, backend="opencode").backend == "opencode"
 
@@ -170,7 +170,7 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
             "task",
         ],
         "agents": {"worker": {"call": "agents.py"}, "x": {}, "y": {"call": "gone.py:f"}, "z": 1},
-        "roles": {"worker": {"model": "gpt"}, "reviewer": {"agent": "nobody"}},
+        "roles": {"worker": {"model": "gpt"}, "reviewer": {"agent": "nobody"}, "planner": 1},
         "backend": {"kind": "opencod", "url": "127.0.0.1", "model": 1},
     }
     assert problems(folder, values) == [
@@ -203,6 +203,7 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         "agents.x: expected either 'command' or 'call', got neither",
         f"agents.y.call: expected an existing file (relative to '{folder}'), got 'gone.py:f'",
         "agents.z: expected a table, got 1",
+        "roles.planner: expected a table, got 1",
         "roles.worker.model: expected 'provider/model', got 'gpt'",
         "roles.reviewer.agent: expected the name of an [agents.NAME] table, got 'nobody'",
         "gaol: this key is not known; did you mean 'goal'",

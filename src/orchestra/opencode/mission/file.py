@@ -227,10 +227,16 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     model = _model(place)
     place.close()
 
-    agents = _agents(root, folder)
-    roles = _roles(root)
+    agent_tables = root.table("agents")
+    agents = _agents(agent_tables, folder)
+    names = root.table("roles")
+    role_tables = {role: names.table(role.value) for role in Role}
+    names.close()
+    roles = {role: _choice(table) for role, table in role_tables.items()}
     if kind == "embedded":
-        _check_roles(root, agents, roles, has_plan="tasks" in root)
+        working = (Role.WORKER, Role.REVIEWER) if "tasks" in root else tuple(Role)
+        for role in working:
+            _check_role(role, roles[role].agent, role_tables[role], agent_tables)
     root.close()
     return MissionFile(
         path=path,
@@ -339,13 +345,12 @@ def _task_id(table: Table) -> str:
     return name
 
 
-def _agents(root: Table, folder: Path) -> dict[str, AgentCommand | AgentCall]:
+def _agents(names: Table, folder: Path) -> dict[str, AgentCommand | AgentCall]:
     agents: dict[str, AgentCommand | AgentCall] = {}
-    names = root.table("agents")
     for name in names:
-        faults = len(root.problems)
+        faults = len(names.problems)
         table = names.table(name)
-        if len(root.problems) > faults:
+        if len(names.problems) > faults:
             continue
         if ("command" in table) == ("call" in table):
             found = "both" if "call" in table else "neither"
@@ -380,43 +385,22 @@ def _call(table: Table, folder: Path) -> AgentCall | None:
     return None
 
 
-def _roles(root: Table) -> dict[Role, RoleChoice]:
-    roles = {}
-    names = root.table("roles")
-    for role in Role:
-        table = names.table(role.value)
-        roles[role] = RoleChoice(agent=table.text("agent"), model=_model(table))
-        table.close()
-    names.close()
-    return roles
+def _choice(table: Table) -> RoleChoice:
+    choice = RoleChoice(agent=table.text("agent"), model=_model(table))
+    table.close()
+    return choice
 
 
-def _check_roles(
-    root: Table,
-    agents: Mapping[str, AgentCommand | AgentCall],
-    roles: Mapping[Role, RoleChoice],
-    *,
-    has_plan: bool,
-) -> None:
+def _check_role(role: Role, choice: str, table: Table, defined: Table) -> None:
     """The embedded backend has no agents of its own: each role that will work must have one."""
-    defined = root.table("agents")
-    for role in Role:
-        if has_plan and role in {Role.COMMANDER, Role.PLANNER}:
-            continue
-        choice = roles[role].agent
-        # A definition that is wrong has been told already; it is not missing as well.
-        if choice and choice not in agents and choice not in defined:
-            root.problem(
-                "roles",
-                f"{role.value}.agent: expected the name of an [agents.NAME] table, "
-                f"got {describe(choice)}",
-            )
-        elif not choice and role.value not in defined:
-            root.problem(
-                "agents",
-                f"expected a table 'agents.{role.value}' with 'command' or 'call', since the "
-                "embedded backend has no agents of its own",
-            )
+    if choice and choice not in defined:
+        table.wrong("agent", "the name of an [agents.NAME] table")
+    elif not choice and role.value not in defined and "agent" not in table:
+        defined.problem(
+            role.value,
+            "expected a table with 'command' or 'call', since the embedded backend has no agents "
+            "of its own, but it is missing",
+        )
 
 
 class _UncachedLoader(SourceFileLoader):
