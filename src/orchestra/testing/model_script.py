@@ -73,7 +73,8 @@ class Reply:
         text: What it says; streamed in up to eight pieces.
         calls: The tools it calls, all in this one answer.
         finish: The finish reason. ``auto`` is ``tool_calls`` with calls and ``stop`` without;
-            ``missing`` ends the stream cleanly without any.
+            ``missing`` ends the stream cleanly without any; it needs a text or a call, because
+            clients drop an empty message and would ask for the same step for ever.
         usage: The token counts to report.
         delay: Seconds before the response headers.
         pause: Seconds between two pieces of the stream.
@@ -85,6 +86,10 @@ class Reply:
     usage: Usage = field(default=Usage(), kw_only=True)
     delay: float = field(default=0.0, kw_only=True, validator=validators.ge(0))
     pause: float = field(default=0.0, kw_only=True, validator=validators.ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.finish == "missing" and not (self.text or self.calls):
+            raise ValueError("a reply with finish='missing' is empty; give it a text or a call")
 
 
 @frozen
@@ -335,9 +340,13 @@ class Playbook:
 
 
 def _as_reply(step: str | ToolCall | Reply) -> Reply:
+    if isinstance(step, Reply):
+        return step
+    if isinstance(step, ToolCall):
+        return Reply(calls=(step,))
     if isinstance(step, str):
         return Reply(step)
-    return Reply(calls=(step,)) if isinstance(step, ToolCall) else step
+    raise TypeError(f"{step!r} is not a step of a script")
 
 
 def agent_of(system: str) -> str:
@@ -392,7 +401,6 @@ def parse_request(
         raise ValueError("'messages' must be a list of objects")
     system = "\n".join(text_of(m) for m in messages if m.get("role") in {"system", "developer"})
     last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
-    tools = body.get("tools") or ()
     return ModelRequest(
         number=number,
         time=time,
@@ -401,12 +409,19 @@ def parse_request(
         prompt=text_of(messages[last]) if last >= 0 else "",
         step=sum(m.get("role") == "assistant" for m in messages[last + 1 :]),
         model=str(body.get("model", "")),
-        tools=tuple(str(tool["function"]["name"]) for tool in tools if "function" in tool),
+        tools=_tool_names(body.get("tools") or ()),
         is_streamed=body.get("stream") is True,
         session_id=headers.get("x-session-id", ""),
         headers=headers,
         body=body,
     )
+
+
+def _tool_names(tools: Any) -> tuple[str, ...]:
+    try:
+        return tuple(str(tool["function"]["name"]) for tool in tools)
+    except (TypeError, LookupError):
+        raise ValueError("'tools' must be a list of objects with a function's name") from None
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -64,8 +64,7 @@ def render(step: Reply | Fault, request: ModelRequest) -> Response:
     if isinstance(step, Hang) and step.text is None:
         return Response(ending="never")
     if isinstance(step, Hang | CutStream):
-        started = Reply(step.text or "", finish="missing")
-        pieces = tuple(_stream(started, request)) if request.is_streamed else (b'{"id": ',)
+        pieces = tuple(_text(step.text or "", request)) if request.is_streamed else (b'{"id": ',)
         headers = _STREAM if request.is_streamed else _JSON
         if isinstance(step, CutStream):
             return Response(headers=headers, pieces=pieces, ending="cut")
@@ -91,9 +90,7 @@ def _failure(step: Failure) -> Response:
 
 
 def _stream(step: Reply, request: ModelRequest) -> Iterator[bytes]:
-    yield _chunk(request, {"role": "assistant", "content": ""})
-    for piece in _split(step.text):
-        yield _chunk(request, {"content": piece})
+    yield from _text(step.text, request)
     for index, call in enumerate(step.calls):
         whole = _tool_call(call, request, index)
         begin, *rest = _split(whole["function"]["arguments"], 2) or [""]
@@ -109,6 +106,12 @@ def _stream(step: Reply, request: ModelRequest) -> Iterator[bytes]:
     if isinstance(options, dict) and options.get("include_usage"):
         final = {**_envelope(request, "chat.completion.chunk"), "choices": []}
         yield _event(json.dumps({**final, "usage": _usage(step.usage)}))
+
+
+def _text(text: str, request: ModelRequest) -> Iterator[bytes]:
+    yield _chunk(request, {"role": "assistant", "content": ""})
+    for piece in _split(text):
+        yield _chunk(request, {"content": piece})
 
 
 def _whole(step: Reply, request: ModelRequest) -> tuple[bytes, ...]:
