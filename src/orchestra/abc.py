@@ -212,6 +212,11 @@ class SessionBackend(ABC):
     def name(self) -> str:
         """What people call this backend, e.g. ``embedded``."""
 
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the backend has been entered and not been left."""
+
     @abstractmethod
     async def open(
         self,

@@ -513,6 +513,10 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
     def name(self) -> str:
         return "embedded"
 
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[EmbeddedBackend]:
         if self._host is not None:
