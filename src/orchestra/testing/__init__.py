@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         ModelRequest,
         Reply,
         Rule,
+        Step,
         ToolCall,
         Usage,
+        agent_of,
     )
     from orchestra.testing.model_server import (
         ScriptedModel,
@@ -33,9 +35,11 @@ __all__ = (
     "Rule",
     "ScriptedModel",
     "ScriptedModelStatistics",
+    "Step",
     "ToolCall",
     "UnmatchedRequest",
     "Usage",
+    "agent_of",
 )
 
 _HOMES = {
@@ -48,9 +52,11 @@ _HOMES = {
     "Rule": "orchestra.testing.model_script",
     "ScriptedModel": "orchestra.testing.model_server",
     "ScriptedModelStatistics": "orchestra.testing.model_server",
+    "Step": "orchestra.testing.model_script",
     "ToolCall": "orchestra.testing.model_script",
     "UnmatchedRequest": "orchestra.testing.model_server",
     "Usage": "orchestra.testing.model_script",
+    "agent_of": "orchestra.testing.model_script",
 }
 
 

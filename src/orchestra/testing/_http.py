@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Literal, TypeAlias
 
 import anyio
@@ -95,7 +95,8 @@ async def _receive(
         if event is h11.NEED_DATA:
             if connection.they_are_waiting_for_100_continue:
                 go_on = h11.InformationalResponse(status_code=100, headers=[])
-                await _write(stream, connection.send(go_on))
+                with suppress(*_GONE):
+                    await stream.send(connection.send(go_on) or b"")
             connection.receive_data(await _read(stream))
         elif isinstance(event, h11.Request):
             head = event
@@ -103,7 +104,9 @@ async def _receive(
             # What is too large is read to its end all the same: a client that is still writing
             # would see a broken connection in place of the answer.
             if body is not None:
-                body = body + event.data if len(body) + len(event.data) <= max_body else None
+                body += event.data
+                if len(body) > max_body:
+                    body = None
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             return Request(
                 method=head.method.decode(),
@@ -129,18 +132,21 @@ async def _send(stream: SocketStream, connection: h11.Connection, response: Resp
         await anyio.sleep_forever()
     await anyio.sleep(response.delay)
     head = h11.Response(status_code=response.status, headers=list(response.headers))
-    is_there = await _write(stream, connection.send(head))
-    for number, piece in enumerate(response.pieces):
-        if number:
-            await anyio.sleep(response.pause)
-        is_there = is_there and await _write(stream, connection.send(h11.Data(data=piece)))
-    if response.ending == "silent":
-        await anyio.sleep_forever()
-    elif response.ending == "cut":
-        await _write(stream, b"1000\r\ndata: {")  # announces 4096 bytes
-        connection.send_failed()
-    else:
-        await _write(stream, connection.send(h11.EndOfMessage()))
+    try:
+        await stream.send(connection.send(head) or b"")
+        for number, piece in enumerate(response.pieces):
+            if number:
+                await anyio.sleep(response.pause)
+            await stream.send(connection.send(h11.Data(data=piece)) or b"")
+        if response.ending == "silent":
+            await anyio.sleep_forever()
+        elif response.ending == "cut":
+            await stream.send(b"1000\r\ndata: {")  # announces 4096 bytes
+            connection.send_failed()
+        else:
+            await stream.send(connection.send(h11.EndOfMessage()) or b"")
+    except _GONE:
+        connection.send_failed()  # nobody is left to answer
 
 
 async def _read(stream: SocketStream) -> bytes:
@@ -148,11 +154,3 @@ async def _read(stream: SocketStream) -> bytes:
         return await stream.receive()
     except _GONE:
         return b""
-
-
-async def _write(stream: SocketStream, data: bytes | None) -> bool:
-    try:
-        await stream.send(data or b"")
-    except _GONE:
-        return False
-    return True

@@ -20,7 +20,7 @@ __all__ = (
     "ModelRequest",
     "Reply",
     "Rule",
-    "ScriptError",
+    "Step",
     "ToolCall",
     "Usage",
     "agent_of",
