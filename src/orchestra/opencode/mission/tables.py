@@ -193,6 +193,23 @@ class Table:
             return default
         return float(value)
 
+    def number(self, key: str, default: float = 0.0) -> float:
+        """Read a number of any size; null, which JSON has for want of NaN, is NaN.
+
+        Args:
+            key: The key.
+            default: What an absent or wrong value becomes.
+        """
+        value = self.take(key, "a number")
+        if key not in self._values:
+            return default
+        if value is None:
+            return math.nan
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.wrong(key, "a number")
+            return default
+        return float(value)
+
     def choice(self, key: str, choices: tuple[str, ...]) -> str | None:
         """Read one of some words; None when it is absent or wrong.
 
@@ -225,19 +242,20 @@ class Table:
             return []
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Read an array of texts that are not empty.
+    def texts(self, key: str, *, is_filled: bool = True) -> tuple[str, ...]:
+        """Read an array of texts.
 
         Args:
             key: The key.
+            is_filled: Whether empty (or blank) text is a fault.
         """
+        expected = "text that is not empty" if is_filled else "text"
         texts = []
         for index, item in enumerate(self.items(key, "an array of texts")):
-            if isinstance(item, str) and item.strip():
+            if isinstance(item, str) and (item.strip() or not is_filled):
                 texts.append(item)
             else:
-                expected = f"expected text that is not empty, got {describe(item)}"
-                self.problem(key, expected, index=index)
+                self.problem(key, f"expected {expected}, got {describe(item)}", index=index)
         return tuple(texts)
 
     def command(self, key: str, *, is_required: bool = False) -> tuple[str, ...]:
