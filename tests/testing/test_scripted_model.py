@@ -283,7 +283,9 @@ async def test_function_answers_from_the_request() -> None:
     async with serving(*rules) as (_, client):
         assert await client.text("hello") == "worker: hello"
         assert (await client.ask("tea")).status_code == 418
-        assert await client.text(system="You are the Planner.") == "step 0"
+        planner = "You are the Planner."
+        assert await client.text(system=planner) == "step 0"
+        assert await client.text("go", *ANSWERED, system=planner) == "step 1"
 
 
 async def test_function_that_raises_is_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -228,10 +228,11 @@ class Rule:
         system: The system text.
         tool: A tool that is offered.
         when: Any other condition on the request.
-        answer: The steps of one turn, one for each model call; or a function of the request, called
-            for each of them, that returns (or is awaited for) the same. A fault in the list
-            stands before the reply that follows it, and counts within one turn. When all steps
-            are given and the model is asked again, the request is refused as not scripted.
+        answer: The steps of one turn, one for each model call. A fault in the list stands before
+            the reply that follows it, and counts within one turn. When all steps are given and
+            the model is asked again, the request is refused as not scripted. Or a function of
+            the request, called (and awaited, if need be) for each model call: the one step that
+            it returns is the answer to that call, and steps are read as those of the turn.
         times: In how many turns the rule may be used; None means no limit. A turn that began
             with this rule ends with it.
         name: What the rule is called in messages.
@@ -308,11 +309,14 @@ class Playbook:
         Args:
             request: The request to answer.
             index: The place of the script's rule.
-            script: The rule's answer.
+            script: The rule's answer, or what the rule's function returned.
 
         Raises:
             ScriptError: All steps have been given.
         """
+        rule = self._rules[index]
+        if callable(rule.answer) and isinstance(script, _STEPS):
+            return script if isinstance(script, _FAULTS) else _as_reply(script)
         steps = [script] if isinstance(script, _STEPS) else list(script)
         answered = 0
         for position, step in enumerate(steps):
@@ -325,7 +329,7 @@ class Playbook:
                 answered += 1
         raise ScriptError(
             f"agent {request.agent!r} asks for answer {request.step + 1} to the prompt "
-            f"{request.prompt[:80]!r}, but rule {self._rules[index].name or index} "
+            f"{request.prompt[:80]!r}, but rule {rule.name or index} "
             f"has {answered}; add a step"
         )
 
