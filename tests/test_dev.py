@@ -83,7 +83,7 @@ def test_missing_venv_module_is_told_so(
 
 
 def test_environment_is_installed_once(dev: ModuleType, tmp_path: Path) -> None:
-    """pip runs again only for what is not there yet, or when the pins changed."""
+    """Pip runs again only for what is not there yet, or when the pins changed."""
     log = tmp_path / "log"
     program(tmp_path / "venv/bin/python", f'echo "$@" >> {log}')
 
