@@ -180,15 +180,17 @@ async def run_command(
         OSError: The program cannot be started.
     """
     started = time.monotonic()
-    process = await anyio.open_process(
-        list(argv),
-        cwd=directory,
-        env=environment,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
-        start_new_session=True,
-    )
+    with anyio.CancelScope(shield=True):
+        # Half a start cannot be undone on asyncio: pipes and process would leak. It is short.
+        process = await anyio.open_process(
+            list(argv),
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
+            start_new_session=True,
+        )
     out, err = _Tail(output_limit), _Tail(output_limit)
     readers = (_Reader(process.stdout, out, on_text), _Reader(process.stderr, err))
     async with process:

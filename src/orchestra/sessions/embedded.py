@@ -6,7 +6,7 @@ import inspect
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -233,7 +233,7 @@ class CommandAgent:
         timeout: Seconds that a turn may take; None: no limit.
     """
 
-    argv: tuple[str, ...] = field(converter=tuple, validator=validators.min_len(1))
+    argv: tuple[str, ...] = field(validator=validators.min_len(1))
     environment: Mapping[str, str] = field(factory=dict, kw_only=True)
     timeout: float | None = field(
         default=None, validator=validators.optional(validators.gt(0)), kw_only=True
@@ -319,39 +319,30 @@ class _Host:
 
     async def run_in_thread(self, call: EmbeddedAgent, turn: Turn) -> Any:
         """Run a plain function; when cancelled, wait ``thread_grace`` for it, then let it go."""
-        outcome: list[Any] = []
-        failure: list[Exception] = []
-        scope = anyio.CancelScope()
+        token = anyio.lowlevel.current_token()
         done = anyio.Event()
+        is_started = is_given_up = False
 
-        async def wait_for_thread() -> None:
+        def work() -> Any:
+            nonlocal is_started
+            is_started = True
             try:
-                with scope:
-                    # How many work at once is the caller's decision: no second limit here.
-                    limiter = anyio.CapacityLimiter(1)
-                    outcome.append(
-                        await anyio.to_thread.run_sync(
-                            call, turn, abandon_on_cancel=True, limiter=limiter
-                        )
-                    )
-            except Exception as exc:  # noqa: BLE001  (raised again by the turn)
-                failure.append(exc)
+                return None if is_given_up else call(turn)
             finally:
-                done.set()
+                with suppress(anyio.RunFinishedError):
+                    anyio.from_thread.run_sync(done.set, token=token)
 
-        self._tasks.start_soon(wait_for_thread)
         try:
-            await done.wait()
+            # How many work at once is the caller's decision: no second limit here.
+            return await anyio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                with anyio.move_on_after(self._thread_grace):
+            is_given_up = True
+            if is_started:
+                with anyio.move_on_after(self._thread_grace, shield=True):
                     await done.wait()
-                scope.cancel()
-                await done.wait()
             raise
-        if failure:
-            raise failure[0]
-        return outcome[0]
 
 
 class _EmbeddedSession(Session):
@@ -422,11 +413,10 @@ class _EmbeddedSession(Session):
     async def _answer(self, turn: Turn, record: _Record) -> Finished:
         try:
             if _is_async(self._call):
-                text: Any = self._call(turn)
+                answer = self._call(turn)
+                text: Any = await answer if inspect.isawaitable(answer) else answer
             else:
                 text = await self.host.run_in_thread(self._call, turn)
-            if inspect.isawaitable(text):
-                text = await text
             if text is not None and not isinstance(text, str):
                 raise TypeError(f"the agent returned {type(text).__name__}, not a string")
             if text:

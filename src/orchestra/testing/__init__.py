@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
     from orchestra.testing.model_script import (
         CutStream,
         Failure,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = (
+    "SESSION_CHECKS",
     "CutStream",
     "Failure",
     "Hang",
@@ -40,9 +42,11 @@ __all__ = (
     "UnmatchedRequest",
     "Usage",
     "agent_of",
+    "check_session_backend",
 )
 
 _HOMES = {
+    "SESSION_CHECKS": "orchestra.testing.contract",
     "CutStream": "orchestra.testing.model_script",
     "Failure": "orchestra.testing.model_script",
     "Hang": "orchestra.testing.model_script",
@@ -57,6 +61,7 @@ _HOMES = {
     "UnmatchedRequest": "orchestra.testing.model_server",
     "Usage": "orchestra.testing.model_script",
     "agent_of": "orchestra.testing.model_script",
+    "check_session_backend": "orchestra.testing.contract",
 }
 
 
