@@ -21,17 +21,20 @@ if TYPE_CHECKING:
         SessionBackend,
         deny_all,
     )
+    from orchestra.background import background_tasks
     from orchestra.concurrency import (
         ConcurrencyController,
         ConcurrencyStatistics,
         ConcurrencyToken,
     )
+    from orchestra.processes import CommandOutput, run_command
     from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
 
 __all__ = (
     "Agent",
     "BackendStatistics",
     "CommandAgent",
+    "CommandOutput",
     "ConcurrencyController",
     "ConcurrencyStatistics",
     "ConcurrencyToken",
@@ -43,13 +46,16 @@ __all__ = (
     "SessionBackend",
     "Turn",
     "__version__",
+    "background_tasks",
     "deny_all",
+    "run_command",
 )
 
 _HOMES = {
     "Agent": "orchestra.abc",
     "BackendStatistics": "orchestra.abc",
     "CommandAgent": "orchestra.sessions.embedded",
+    "CommandOutput": "orchestra.processes",
     "ConcurrencyController": "orchestra.concurrency",
     "ConcurrencyStatistics": "orchestra.concurrency",
     "ConcurrencyToken": "orchestra.concurrency",
@@ -60,7 +66,9 @@ _HOMES = {
     "Session": "orchestra.abc",
     "SessionBackend": "orchestra.abc",
     "Turn": "orchestra.sessions.embedded",
+    "background_tasks": "orchestra.background",
     "deny_all": "orchestra.abc",
+    "run_command": "orchestra.processes",
 }
 
 

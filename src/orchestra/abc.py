@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import anyio
 from attrs import field, frozen, validators
@@ -74,7 +74,7 @@ class Agent:
         permissions: What the agent may do, last match wins. Empty: the backend's own.
     """
 
-    name: str = field(validator=[validators.instance_of(str), validators.min_len(1)])
+    name: str = field(validator=validators.and_(validators.instance_of(str), validators.min_len(1)))
     prompt: str = field(default="", kw_only=True)
     model: str | None = field(default=None, kw_only=True)
     permissions: tuple[PermissionRule, ...] = field(default=(), kw_only=True)
@@ -186,7 +186,7 @@ class Session(ABC):
         cancellation: the clean-up is shielded and bounded in time. Always a checkpoint.
         """
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -211,6 +211,11 @@ class SessionBackend(ABC):
     @abstractmethod
     def name(self) -> str:
         """What people call this backend, e.g. ``embedded``."""
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the backend has been entered and not been left."""
 
     @abstractmethod
     async def open(
@@ -267,7 +272,7 @@ class SessionBackend(ABC):
         """Count what the backend holds and has done."""
 
     @abstractmethod
-    async def __aenter__(self) -> SessionBackend: ...
+    async def __aenter__(self) -> Self: ...
 
     @abstractmethod
     async def __aexit__(

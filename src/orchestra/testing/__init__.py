@@ -1,3 +1,78 @@
-"""The public test kit."""
+"""The public test kit: a scripted model, and the contracts that backends are proved against."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
+    from orchestra.testing.model_script import (
+        CutStream,
+        Failure,
+        Hang,
+        InvalidChunk,
+        ModelRequest,
+        Reply,
+        Rule,
+        Step,
+        ToolCall,
+        Usage,
+        agent_of,
+    )
+    from orchestra.testing.model_server import (
+        ScriptedModel,
+        ScriptedModelStatistics,
+        UnmatchedRequest,
+    )
+
+__all__ = (
+    "SESSION_CHECKS",
+    "CutStream",
+    "Failure",
+    "Hang",
+    "InvalidChunk",
+    "ModelRequest",
+    "Reply",
+    "Rule",
+    "ScriptedModel",
+    "ScriptedModelStatistics",
+    "Step",
+    "ToolCall",
+    "UnmatchedRequest",
+    "Usage",
+    "agent_of",
+    "check_session_backend",
+)
+
+_HOMES = {
+    "SESSION_CHECKS": "orchestra.testing.contract",
+    "CutStream": "orchestra.testing.model_script",
+    "Failure": "orchestra.testing.model_script",
+    "Hang": "orchestra.testing.model_script",
+    "InvalidChunk": "orchestra.testing.model_script",
+    "ModelRequest": "orchestra.testing.model_script",
+    "Reply": "orchestra.testing.model_script",
+    "Rule": "orchestra.testing.model_script",
+    "ScriptedModel": "orchestra.testing.model_server",
+    "ScriptedModelStatistics": "orchestra.testing.model_server",
+    "Step": "orchestra.testing.model_script",
+    "ToolCall": "orchestra.testing.model_script",
+    "UnmatchedRequest": "orchestra.testing.model_server",
+    "Usage": "orchestra.testing.model_script",
+    "agent_of": "orchestra.testing.model_script",
+    "check_session_backend": "orchestra.testing.contract",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'orchestra.testing' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
