@@ -43,10 +43,13 @@
 #define EVC_NOTIFY_WAITERS memory_order_relaxed
 #endif
 #ifndef EVC_NOTIFY_EPOCH
-#define EVC_NOTIFY_EPOCH memory_order_release
+#define EVC_NOTIFY_EPOCH memory_order_relaxed
 #endif
 #ifndef EVC_SEARCH_COUNT
-#define EVC_SEARCH_COUNT memory_order_seq_cst
+#define EVC_SEARCH_COUNT memory_order_relaxed
+#endif
+#ifndef EVC_SEARCH_FENCE
+#define EVC_SEARCH_FENCE memory_order_seq_cst
 #endif
 
 typedef struct evc {
@@ -103,7 +106,7 @@ static inline int64_t evc_prepare(evc *ec)
     atomic_fetch_add_explicit(&ec->waiters, 1, EVC_PREPARE_WAITERS);
     /* pairs with: the fence in evc_notify; it sees us, or our second look sees its work */
     atomic_thread_fence(EVC_PREPARE_FENCE);
-    /* pairs with: the release of `epoch` in evc_notify; who reads the new epoch finds the work */
+    /* pairs with: the fence and the new epoch in evc_notify; who reads it finds the work */
     return atomic_load_explicit(&ec->epoch, EVC_PREPARE_EPOCH);
 }
 
@@ -164,7 +167,7 @@ static inline bool evc_wait(evc *ec, int64_t key, int64_t timeout)
 static inline void evc_wake(evc *ec, bool all)
 {
     pthread_mutex_lock(&ec->mutex);
-    /* pairs with: the acquire of `epoch` in evc_prepare */
+    /* pairs with: the acquire of `epoch` in evc_prepare; our fence has published the work */
     atomic_fetch_add_explicit(&ec->epoch, 1, EVC_NOTIFY_EPOCH);
     pthread_mutex_unlock(&ec->mutex);
     if (all)
@@ -205,12 +208,15 @@ static inline void evc_begin_search(evc *ec)
     atomic_fetch_add_explicit(&ec->searching, 1, EVC_SEARCH_COUNT);
 }
 
-/* Before the second look, or after finding work. True for the last searcher: if it found work it
- * calls evc_notify, because work that came meanwhile woke nobody. */
+/* Before the second look, or after finding work. True for the last searcher: if it found work, it
+ * looks for more and calls evc_notify if there is, because what came meanwhile woke nobody. */
 static inline bool evc_end_search(evc *ec)
 {
     /* pairs with: the load of `searching` in evc_notify */
-    return atomic_fetch_sub_explicit(&ec->searching, 1, EVC_SEARCH_COUNT) == 1;
+    bool is_last = atomic_fetch_sub_explicit(&ec->searching, 1, EVC_SEARCH_COUNT) == 1;
+    /* pairs with: the fence in evc_notify; it sees that we stopped, or our next look its work */
+    atomic_thread_fence(EVC_SEARCH_FENCE);
+    return is_last;
 }
 
 #endif

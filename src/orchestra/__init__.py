@@ -28,7 +28,10 @@ if TYPE_CHECKING:
         ConcurrencyToken,
     )
     from orchestra.processes import CommandOutput, run_command
+    from orchestra.scopes import TaskScope
     from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
+    from orchestra.stealing import DequeStatistics, Stealer, WorkStealingDeque, scan_files
+    from orchestra.workers import WorkerStatistics, WorkStealingPool, WorkStealingStatistics
 
 __all__ = (
     "Agent",
@@ -38,17 +41,25 @@ __all__ = (
     "ConcurrencyController",
     "ConcurrencyStatistics",
     "ConcurrencyToken",
+    "DequeStatistics",
     "EmbeddedAgent",
     "EmbeddedBackend",
     "PermissionPolicy",
     "PermissionRule",
     "Session",
     "SessionBackend",
+    "Stealer",
+    "TaskScope",
     "Turn",
+    "WorkStealingDeque",
+    "WorkStealingPool",
+    "WorkStealingStatistics",
+    "WorkerStatistics",
     "__version__",
     "background_tasks",
     "deny_all",
     "run_command",
+    "scan_files",
 )
 
 _HOMES = {
@@ -59,16 +70,24 @@ _HOMES = {
     "ConcurrencyController": "orchestra.concurrency",
     "ConcurrencyStatistics": "orchestra.concurrency",
     "ConcurrencyToken": "orchestra.concurrency",
+    "DequeStatistics": "orchestra.stealing",
     "EmbeddedAgent": "orchestra.sessions.embedded",
     "EmbeddedBackend": "orchestra.sessions.embedded",
     "PermissionPolicy": "orchestra.abc",
     "PermissionRule": "orchestra.abc",
     "Session": "orchestra.abc",
     "SessionBackend": "orchestra.abc",
+    "Stealer": "orchestra.stealing",
+    "TaskScope": "orchestra.scopes",
     "Turn": "orchestra.sessions.embedded",
+    "WorkStealingDeque": "orchestra.stealing",
+    "WorkStealingPool": "orchestra.workers",
+    "WorkStealingStatistics": "orchestra.workers",
+    "WorkerStatistics": "orchestra.workers",
     "background_tasks": "orchestra.background",
     "deny_all": "orchestra.abc",
     "run_command": "orchestra.processes",
+    "scan_files": "orchestra.stealing",
 }
 
 

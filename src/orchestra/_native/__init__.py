@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     try:
         if os.environ.get("ORCHESTRA_PURE_PYTHON", "0") not in {"", "0"}:
-            raise ImportError("ORCHESTRA_PURE_PYTHON is set")  # noqa: TRY301 - one way out
+            raise ImportError("ORCHESTRA_PURE_PYTHON is set")
         from orchestra._native._loader import EventCount, objects
         from orchestra._native._scan import scan_files_native as scan_files
 

@@ -59,9 +59,10 @@ class WorkStealingDeque(Generic[T]):
     """
 
     if not TYPE_CHECKING:
+        __module__ = "orchestra.stealing"
         __slots__ = ("__weakref__", "_items", "_owner")
 
-        def __new__(cls, items=(), /, *, capacity=64):
+        def __new__(cls, items: Iterable[T] = (), /, *, capacity: int = 64) -> WorkStealingDeque[T]:
             capacity = index(capacity)
             if not 1 <= capacity <= MAX_CAPACITY:
                 raise ValueError(
@@ -75,7 +76,7 @@ class WorkStealingDeque(Generic[T]):
 
         __class_getitem__ = classmethod(GenericAlias)
 
-        def __init_subclass__(cls):
+        def __init_subclass__(cls) -> None:
             raise TypeError("WorkStealingDeque is final; wrap it instead of deriving from it")
     else:
         _items: deque[T]
@@ -200,7 +201,9 @@ class WorkStealingDeque(Generic[T]):
         return f"<WorkStealingDeque fallback: {len(self)} items, owned by thread {self._owner}>"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a WorkStealingDeque belongs to its threads and cannot be copied or pickled")
+        raise TypeError(
+            "a WorkStealingDeque belongs to its threads and cannot be copied or pickled"
+        )
 
 
 @final
@@ -211,14 +214,15 @@ class Stealer(Generic[T]):
     """
 
     if not TYPE_CHECKING:
+        __module__ = "orchestra.stealing"
         __slots__ = ("__weakref__", "_deque")
 
-        def __new__(cls):
+        def __new__(cls) -> Stealer[T]:
             raise TypeError("cannot create 'orchestra.stealing.Stealer' instances")
 
         __class_getitem__ = classmethod(GenericAlias)
 
-        def __init_subclass__(cls):
+        def __init_subclass__(cls) -> None:
             raise TypeError("Stealer is final; wrap it instead of deriving from it")
     else:
         _deque: WorkStealingDeque[T]

@@ -14,7 +14,9 @@ _WINDOW = 256 * 1024
 
 def _check(needles: Sequence[bytes], threads: int) -> None:
     if len(needles) > MAX_NEEDLES:
-        raise ValueError(f"cannot look for {len(needles)} needles at once; give {MAX_NEEDLES} at most")
+        raise ValueError(
+            f"cannot look for {len(needles)} needles at once; give {MAX_NEEDLES} at most"
+        )
     if any(not isinstance(needle, bytes) for needle in needles):
         raise TypeError("needles are bytes; encode text first")
     if not all(needles):

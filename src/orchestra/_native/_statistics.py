@@ -17,6 +17,8 @@ class DequeStatistics:
         owner: The identity of the owning thread.
     """
 
+    __module__ = "orchestra.stealing"
+
     implementation: Literal["native", "fallback"]
     size: int
     capacity: int | None

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cffi
+import cffi  # type: ignore[import-untyped]  # no stubs in its distribution
 
 from orchestra._native import _fallback
 
