@@ -16,7 +16,7 @@ from orchestra.stealing import EventCount, WorkStealingDeque
 
 __all__ = ("Group", "Latch", "Scheduler", "Task", "Worker")
 
-FAIRNESS_TICK = 61  # every so many tasks a worker looks at the injector first (Go's number)
+FAIRNESS_TICK = 61  # every so many tasks a worker takes the oldest one (Go's number)
 BATCH = 32  # what one visit to an injector takes at most, as in one theft
 
 
@@ -29,8 +29,8 @@ class Group(Protocol):
     def failed(self, error: BaseException) -> None:
         """Take what a task raised."""
 
-    def skipped(self, task: Task) -> Callable[[], object]:
-        """Take note that a task is dropped, and return what it would have called."""
+    def skipped(self, task: Task) -> Callable[[], object] | None:
+        """Take note that a task is dropped; returns its call if that is the pool's doing."""
 
     def finished(self, count: int) -> None:
         """Take note that so many tasks are over: run, failed or dropped."""
@@ -116,7 +116,7 @@ class Worker:
         self.role = role
         self.deque = WorkStealingDeque[Task]()
         self.stealer = self.deque.stealer
-        self._take = self.stealer.steal if is_fifo else self.deque.pop
+        self._take: Callable[[], Task | None] = self.stealer.steal if is_fifo else self.deque.pop
         self.executed = 0
         self.stolen = 0
         self.attempts = 0
@@ -190,6 +190,12 @@ class Worker:
                 return self._take()
         return None
 
+    def _oldest(self) -> Task | None:
+        """What has waited longest, outside or, in turn, below the newer tasks of the own deque."""
+        if self._tick % (2 * FAIRNESS_TICK):
+            return self._from_injectors() or self.stealer.steal()
+        return self.stealer.steal() or self._from_injectors()
+
     def _run(self, first: Task) -> None:
         """Run a task, and then everything in the own deque."""
         began = thread_time()
@@ -214,8 +220,9 @@ class Worker:
                     group.failed(error)
             done += 1
             self._tick += 1
-            is_injected_due = self._tick % FAIRNESS_TICK == 0
-            task = (is_injected_due and self._from_injectors()) or take()
+            task = self._oldest() if self._tick % FAIRNESS_TICK == 0 else None
+            if task is None:
+                task = take()
         self.executed += done - skipped
         self.cpu_time += thread_time() - began
         current.finished(done)
@@ -281,7 +288,7 @@ class Scheduler:
         self._ended = 0.0
         self.is_closing = False
         self.is_stopping = False
-        self.dropped: list[Callable[[], object]] | None = None
+        self._dropped: list[Callable[[], object]] = []
         self.idle = Latch()  # closing, and every group is finished
         self.stopped = Latch()  # every worker has ended
 
@@ -371,8 +378,13 @@ class Scheduler:
     def skip(self, task: Task) -> None:
         """Drop a task of a cancelled group."""
         call = task[0].skipped(task)
-        if self.dropped is not None:
-            self.dropped.append(call)
+        if call is not None:
+            self._dropped.append(call)
+
+    def take_dropped(self) -> list[Callable[[], object]]:
+        """The calls that were dropped because the pool closes, each of them once."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def wait(self, latch: Latch) -> None:
         """Block this thread until the latch is set; a worker works meanwhile."""
@@ -402,8 +414,6 @@ class Scheduler:
         with self._lock:
             self.is_closing = True
             groups = list(self._groups)
-            if cancel_pending and self.dropped is None:
-                self.dropped = []
         if cancel_pending:
             for group in groups:
                 group.abort()

@@ -158,14 +158,13 @@ class TaskScope:
             self._errors.append(error)
             self.is_cancelled = True
 
-    def skipped(self, task: Task) -> Callable[[], object]:
+    def skipped(self, task: Task) -> Callable[[], object] | None:
         """For the pool."""
         _, fn, args = task
-        if fn is not _fulfil:
-            return partial(fn, *args)
-        future, fn, args = args
-        future.cancel()
-        return partial(fn, *args)
+        if fn is _fulfil:
+            future, fn, args = args
+            future.cancel()
+        return partial(fn, *args) if self._is_aborted else None
 
     def finished(self, count: int) -> None:
         """For the pool."""
@@ -324,9 +323,10 @@ class Call:
     def failed(self, error: BaseException) -> None:
         self._error = error
 
-    def skipped(self, task: Task) -> Callable[[], object]:  # noqa: ARG002 - a group of one
-        if self._claim():
-            self._error = anyio.ClosedResourceError()
+    def skipped(self, task: Task) -> Callable[[], object] | None:  # noqa: ARG002 - a group of one
+        if not self._claim():
+            return None  # its task was cancelled and is gone
+        self._error = anyio.ClosedResourceError()
         return partial(self._fn, *self._args)
 
     def finished(self, count: int) -> None:  # noqa: ARG002 - a group of one

@@ -303,7 +303,7 @@ class WorkStealingPool:
             scheduler.stop()
             scheduler.stopped.wait()
             scheduler.join()
-        return scheduler.dropped or []
+        return scheduler.take_dropped()
 
     async def aclose(self, *, cancel_pending: bool = False) -> list[Callable[[], object]]:
         """As `close`, for an event loop. Always a checkpoint.
@@ -320,7 +320,7 @@ class WorkStealingPool:
         scheduler.close(cancel_pending=cancel_pending)
         if not scheduler.is_started or scheduler.is_foreign:
             await anyio.lowlevel.checkpoint()
-            return scheduler.dropped or []
+            return scheduler.take_dropped()
         try:
             await scheduler.idle.wait_async()
         except BaseException:
@@ -331,7 +331,7 @@ class WorkStealingPool:
             raise
         with anyio.CancelScope(shield=True):
             await self._stop()
-        return scheduler.dropped or []
+        return scheduler.take_dropped()
 
     async def _stop(self) -> None:
         self._scheduler.stop()

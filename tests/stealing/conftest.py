@@ -24,3 +24,13 @@ def deques(request: pytest.FixtureRequest) -> ModuleType:
 def native() -> ModuleType:
     """The native types; skips where they are not there."""
     return _native_types()
+
+
+@pytest.fixture(params=["native", "fallback"])
+def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes pools use that implementation; returns its name."""
+    name: str = request.param
+    types = _native_types() if name == "native" else _fallback
+    monkeypatch.setattr("orchestra._scheduler.WorkStealingDeque", types.WorkStealingDeque)
+    monkeypatch.setattr("orchestra._scheduler.EventCount", types.EventCount)
+    return name
