@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -30,6 +30,8 @@ __all__ = (
     "RoleChoice",
     "load_agents",
     "parse_mission",
+    "parse_model",
+    "parse_url",
     "read_mission_file",
 )
 
@@ -223,8 +225,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     place = root.table("backend")
     kind = cast("BackendKind", override or place.choice("kind", _BACKENDS) or "embedded")
     place.take("kind", "a backend")
-    url = _url(place)
-    model = _model(place)
+    url = _parsed(place, "url", parse_url)
+    model = _parsed(place, "model", parse_model)
     place.close()
 
     agent_tables = root.table("agents")
@@ -277,19 +279,43 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _url(place: Table) -> str | None:
-    url = place.text("url")
-    if url and not _ADDRESS.match(url):
-        place.wrong("url", "a server's address such as 'http://127.0.0.1:4096'")
-    return url or None
+def parse_url(url: str) -> str:
+    """Check a server's address.
+
+    Args:
+        url: What somebody wrote.
+
+    Raises:
+        ConfigurationError: It is not one.
+    """
+    if not _ADDRESS.match(url):
+        expected = "a server's address such as 'http://127.0.0.1:4096'"
+        raise ConfigurationError(f"url: expected {expected}, got {describe(url)}")
+    return url
 
 
-def _model(table: Table) -> str | None:
-    model = table.text("model")
+def parse_model(model: str) -> str:
+    """Check the name of a model.
+
+    Args:
+        model: What somebody wrote.
+
+    Raises:
+        ConfigurationError: It is not ``provider/model``.
+    """
     provider, _, name = model.partition("/")
-    if model and not (provider.strip() and name.strip()):
-        table.wrong("model", "'provider/model'")
-    return model or None
+    if not (provider.strip() and name.strip()):
+        raise ConfigurationError(f"model: expected 'provider/model', got {describe(model)}")
+    return model
+
+
+def _parsed(table: Table, key: str, parse: Callable[[str], str]) -> str | None:
+    text = table.text(key)
+    try:
+        return parse(text) if text else None
+    except ConfigurationError as error:
+        table.problem(key, str(error).removeprefix(f"{key}: "))
+        return None
 
 
 def _tasks(root: Table) -> tuple[TaskSpec, ...]:
@@ -386,7 +412,7 @@ def _call(table: Table, folder: Path) -> AgentCall | None:
 
 
 def _choice(table: Table) -> RoleChoice:
-    choice = RoleChoice(agent=table.text("agent"), model=_model(table))
+    choice = RoleChoice(agent=table.text("agent"), model=_parsed(table, "model", parse_model))
     table.close()
     return choice
 
