@@ -291,7 +291,7 @@ class LiveProgress:
             (waiting, "waiting", "dim"),
             (states[TaskState.FAILED], "failed", "bold red"),
             (states[TaskState.SKIPPED], "skipped", "dim"),
-            (self._warnings, "warnings", "yellow"),
+            (self._warnings, "warning" if self._warnings == 1 else "warnings", "yellow"),
         ):
             if count:
                 parts.append((f"{count} {word}", style))
@@ -306,6 +306,8 @@ class LiveProgress:
         elapsed = ""
         if row.state in _ACTIVE and not self._is_over:
             elapsed = duration(max(time.monotonic() - self._started - row.since, 0.0))
+        elif row.state is TaskState.ACCEPTED and row.round > 1:
+            elapsed = f"in round {row.round}"
         again = f" {row.round}" if row.round > 1 and row.state in _ACTIVE else ""
         return (
             Text(one_line(task_id, 18), "bold", overflow="ellipsis"),
