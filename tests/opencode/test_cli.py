@@ -147,6 +147,8 @@ def test_the_example_mission_ends_green(tmp_path: Path, loop: str) -> None:
         for other in workers
         if one is not other
     )
+    verdicts = [span.outcome for span in report.timeline if span.name == "reviewer"]
+    assert sorted(verdicts) == ["accepted"] * 7 + ["rejected"]
     before = {path.relative_to(EXAMPLE / "sample") for path in (EXAMPLE / "sample").rglob("*.py")}
     after = {path.relative_to(workspace) for path in workspace.rglob("*") if path.is_file()}
     left = {path for path in after if path.parts[0] != ".orchestra"}

@@ -196,6 +196,8 @@ def _bars(own: Sequence[Span], scale: _Scale, row: _Row, top: float) -> Iterator
         size = max(space * _HEIGHTS.get(span.name, 1.0), 2.0)
         width = max(right - left, 1.5)
         kind = OUTCOME_CLASSES.get(span.outcome, "bad")
+        if span.name == "acceptance" and kind == "done":
+            kind = "ok"
         yield (
             f'<rect class="{kind}" x="{left:.1f}" y="{middle - size / 2:.1f}" rx="2"'
             f' width="{width:.1f}" height="{size:.1f}"><title>{_tooltip(span)}</title></rect>'

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from orchestra.events import (
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -342,7 +343,7 @@ class Mission(AsyncContextManagerMixin):
                 queued=queued,
                 started=started,
                 ended=self._now(),
-                outcome=finished.reason.value,
+                outcome=_outcome(ask.role, finished),
                 session_id=session_id,
             )
         )
@@ -545,6 +546,14 @@ class Mission(AsyncContextManagerMixin):
 def _session_name(ask: Ask) -> str:
     """Return how people know the session of an ask."""
     return f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value
+
+
+def _outcome(role: Role, finished: Finished) -> str:
+    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
+    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
+        with suppress(VerdictError):
+            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
+    return finished.reason.value
 
 
 def _as_finished(exc: Exception, session_id: str) -> Finished:
