@@ -173,7 +173,7 @@ def _label(task_id: str | None, titles: dict[str, str], row: _Row, top: float) -
     name = clean(task_id, 16)
     if row.left < 200:
         return f'<text class="lane" x="8" y="{y:.1f}" font-size="{size:.0f}">{name}</text>'
-    room = 34 - min(len(task_id), 16)
+    room = 31 - min(len(task_id), 16)
     title = clean(titles.get(task_id, ""), room)
     return (
         f'<text class="lane" x="8" y="{y:.1f}" font-size="{size:.0f}">'
