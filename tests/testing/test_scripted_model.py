@@ -573,10 +573,12 @@ async def test_client_may_leave_during_a_large_answer() -> None:
     """A client that closes in the middle of megabytes costs its own connection only."""
     large = Rule(prompt="large", answer=Reply("x" * 8_000_000))
     async with serving(large, Rule(answer="ok")) as (model, client):
-        for _ in range(5):
+        for more in (b"", b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"):
             async with await connect(model) as raw:
                 await raw.send(post(client.body("large")))
                 await raw.receive()
+                await raw.send(more)
+                await anyio.sleep(0.02)  # let the server take what there is more
             await until_idle(model)
         assert await client.text() == "ok"
 
