@@ -201,6 +201,7 @@ class ManagedServer:
             place = self._home / name.lower().removesuffix("_home")
             place.mkdir()
             env[name] = str(place)
+        _seed(Path(env["XDG_CONFIG_HOME"]) / "opencode")
         env |= {
             "OPENCODE_SERVER_USERNAME": "opencode",
             "OPENCODE_SERVER_PASSWORD": self.password,
@@ -219,6 +220,18 @@ class ManagedServer:
             env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
         name, _, value = self._marker.partition("=")
         return env | self._environment | {name: value}
+
+
+def _seed(directory: Path) -> None:
+    """Make OpenCode believe that its helper package for plugins is installed there.
+
+    Otherwise every new home makes it fetch 24 MB from the npm registry, beside the first prompt,
+    and while npm is at work SIGTERM does not end the server. Plugins that are plain JavaScript do
+    not need the package.
+    """
+    lock = {"packages": {"": {"dependencies": {"@opencode-ai/plugin": "*"}}}}
+    (directory / "node_modules").mkdir(parents=True)
+    (directory / "package-lock.json").write_text(json.dumps(lock))
 
 
 _ARGUMENTS = ("serve", "--port", "0", "--hostname", "127.0.0.1", "--log-level", "ERROR")
