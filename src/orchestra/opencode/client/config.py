@@ -28,7 +28,7 @@ def permission_list(rules: Iterable[PermissionRule]) -> list[dict[str, str]]:
     ]
 
 
-def permission_object(rules: Sequence[PermissionRule]) -> dict[str, dict[str, str]]:
+def permission_object(rules: Sequence[PermissionRule]) -> dict[str, str | dict[str, str]]:
     """Rules as an agent's configuration takes them: an object whose order counts.
 
     Args:
@@ -54,7 +54,11 @@ def permission_object(rules: Sequence[PermissionRule]) -> dict[str, dict[str, st
         patterns.pop(rule.pattern, None)
         patterns[rule.pattern] = rule.action
         last = name
-    return places
+    # Some permissions know no patterns and take a bare action only.
+    return {
+        name: patterns["*"] if list(patterns) == ["*"] else patterns
+        for name, patterns in places.items()
+    }
 
 
 def server_config(
