@@ -219,6 +219,7 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         _LOG.error("%s", self._failure)
         for workspace in self._workspaces.values():
             workspace.lose(self._failure)
+        await self._server.reap()
 
     async def _end_sessions(self) -> None:
         """Abort and close every session; all at once, in bounded time."""

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import Process
 
 from orchestra.errors import ConfigurationError, TransportError
-from orchestra.opencode.client.reaper import find_processes, kill
+from orchestra.opencode.client.reaper import ProcessId, find_processes, kill
 
 __all__ = ("ManagedServer",)
 
@@ -30,6 +30,7 @@ _READY = "opencode server listening on "
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 _SWEEPS = 20
+"""How often is looked for processes left behind, 0.05 s apart."""
 _LONGEST_VARIABLE = 100_000
 """Bytes that one environment variable may hold; Linux allows 128 KiB."""
 
@@ -140,19 +141,25 @@ class ManagedServer:
         process = self._process
         if process is not None:
             find = partial(find_processes, self._marker, process.pid)
-            left = set(
-                await anyio.to_thread.run_sync(find)
-            )  # by ancestry, which ends with the server
+            descendants = await anyio.to_thread.run_sync(find)  # while there still is an ancestor
             await self._end(process)
-            for _ in range(_SWEEPS):
-                left = {one for one in left if kill(one)}
-                left |= await anyio.to_thread.run_sync(find_processes, self._marker)
-                if not left:
-                    break
-                await anyio.sleep(0.05)
-            else:
-                _LOG.warning("could not end %s, which the server left behind", sorted(left))
+            await self.reap(descendants)
         await anyio.to_thread.run_sync(partial(shutil.rmtree, self._home, ignore_errors=True))
+
+    async def reap(self, known: Iterable[ProcessId] = ()) -> None:
+        """Kill what the server has started and left behind. To be called when it has ended.
+
+        Args:
+            known: Processes that were seen to descend from it.
+        """
+        left = set(known)
+        for _ in range(_SWEEPS):
+            left = {process for process in left if kill(process)}
+            left |= await anyio.to_thread.run_sync(find_processes, self._marker)
+            if not left:
+                return
+            await anyio.sleep(0.05)
+        _LOG.warning("could not end %s, which the server left behind", sorted(left))
 
     # --- inside ---
 

@@ -311,6 +311,10 @@ class Turn:
             # First the status: a session that was idle then has written its last message.
             statuses = await http.statuses(self._workspace.directory)
             messages = await http.messages(session_id, limit=None if is_whole else 1)
+            children: list[wire.Message] = []
+            if is_whole:
+                for child in await self._workspace.descendants(session_id):
+                    children += await http.messages(child, limit=None)
         except SessionLostError:
             self.end(FinishReason.INTERRUPTED, interrupted("somebody deleted the session"))
             return

@@ -89,11 +89,13 @@ class Snapshot:
         status: What the session does; None when it is idle.
         messages: The session's newest messages, oldest first.
         is_whole: Whether ``messages`` is all there is.
+        children: The messages of the session's children; needed when events were lost.
     """
 
     status: wire.StatusInfo | None
     messages: tuple[wire.Message, ...]
     is_whole: bool
+    children: tuple[wire.Message, ...] = ()
 
 
 @define
@@ -286,6 +288,7 @@ class TurnMachine:
             self._take_message(message.info)
             for part in message.parts:
                 self._take_part(part, told)
+        self._take_children(snapshot, told)
         is_blind = not ours and bool(snapshot.messages) and not snapshot.is_whole
         if is_blind and snapshot.messages[-1].info.id != self.prompt_id:
             # A part of the list that does not show where our prompt is says nothing.
@@ -437,6 +440,15 @@ class TurnMachine:
             elif is_after or info.parent_id in self._prompts:
                 ours.append(message)
         return ours
+
+    def _take_children(self, snapshot: Snapshot, told: list[SessionEvent]) -> None:
+        """Count what children have consumed since our prompt, by the server's clock."""
+        stamps = {message.info.id: message.info.created for message in snapshot.messages}
+        start = stamps.get(self.prompt_id, inf)
+        for message in snapshot.children:
+            if message.info.created >= start:
+                for part in message.parts:
+                    self._take_usage(part, told)
 
     def _take_message(self, info: wire.MessageInfo) -> None:
         if info.role == "user":

@@ -126,6 +126,11 @@ class MessageInfo(_Wire):
     summary: Any = None
 
     @property
+    def created(self) -> float:
+        """When the server stored it, in its milliseconds; 0 when unknown."""
+        return (self.time and self.time.created) or 0.0
+
+    @property
     def is_completed(self) -> bool:
         """Whether the server has closed the message."""
         return self.time is not None and self.time.completed is not None
