@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestra.opencode.agents.roles import ROLE_AGENTS
     from orchestra.opencode.backend import OpenCodeBackend
-    from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode
+    from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
     from orchestra.opencode.client.stream import StreamTiming
     from orchestra.opencode.client.turn import TurnTiming
     from orchestra.opencode.mission.events import (
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
         TurnStarted,
         WarningRaised,
     )
-    from orchestra.opencode.mission.file import MissionFile, read_mission_file
+    from orchestra.opencode.mission.file import (
+        AgentCall,
+        AgentCommand,
+        MissionFile,
+        RoleChoice,
+        read_mission_file,
+    )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
     from orchestra.opencode.mission.report import (
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = (
     "ROLE_AGENTS",
     "AgentActed",
+    "AgentCall",
+    "AgentCommand",
     "CommandFinished",
     "CommandResult",
     "EventsDropped",
@@ -64,6 +72,7 @@ __all__ = (
     "PlanAccepted",
     "ReportFiles",
     "Role",
+    "RoleChoice",
     "Span",
     "StreamTiming",
     "TaskChanged",
@@ -75,6 +84,7 @@ __all__ = (
     "TurnTiming",
     "WarningRaised",
     "find_opencode",
+    "locate_opencode",
     "read_mission_file",
     "read_task",
     "report_from_json",
@@ -87,6 +97,8 @@ __all__ = (
 _HOMES = {
     "ROLE_AGENTS": "orchestra.opencode.agents.roles",
     "AgentActed": "orchestra.opencode.mission.events",
+    "AgentCall": "orchestra.opencode.mission.file",
+    "AgentCommand": "orchestra.opencode.mission.file",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "EventsDropped": "orchestra.opencode.mission.events",
@@ -105,6 +117,7 @@ _HOMES = {
     "PlanAccepted": "orchestra.opencode.mission.events",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
+    "RoleChoice": "orchestra.opencode.mission.file",
     "Span": "orchestra.opencode.mission.report",
     "StreamTiming": "orchestra.opencode.client.stream",
     "TaskChanged": "orchestra.opencode.mission.events",
@@ -116,6 +129,7 @@ _HOMES = {
     "TurnTiming": "orchestra.opencode.client.turn",
     "WarningRaised": "orchestra.opencode.mission.events",
     "find_opencode": "orchestra.opencode.client.locate",
+    "locate_opencode": "orchestra.opencode.client.locate",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",

@@ -64,7 +64,7 @@ class Examination:
         return not any(finding.status == "broken" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the findings as data that `json.dumps` takes."""
+        """Return the findings as data that ``json.dumps`` takes."""
         findings = [asdict(finding) for finding in self.findings]
         return {"schema": 1, "is_usable": self.is_usable, "findings": findings}
 

@@ -471,7 +471,7 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
     ``thread_grace`` seconds to come back, then its thread is left to itself and what it still
     tells is refused. ``anyio.from_thread.check_cancelled()`` lets it notice.
 
-    `Agent.prompt`, ``model`` and ``permissions`` are not interpreted: the callable finds them in
+    The agent's ``prompt``, ``model`` and ``permissions`` are not interpreted: the callable finds them in
     ``turn.agent``.
 
     Args:

@@ -399,7 +399,7 @@ async def _check_leaving(factory: BackendFactory, directory: Path) -> None:
 async def check_session_backend(
     factory: BackendFactory, *, directory: Path, timeout: float = 60.0
 ) -> None:
-    """Prove a backend against the contract of `orchestra.abc`. Run it on asyncio and on trio.
+    """Prove a backend against the contract of ``orchestra.abc``. Run it on asyncio and on trio.
 
     ::
 
