@@ -16,10 +16,10 @@ from orchestra.opencode.mission.file import (
     AgentCall,
     AgentCommand,
     MissionFile,
-    load_agents,
     parse_mission,
     read_mission_file,
 )
+from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Role
 
 FULL: dict[str, Any] = {
@@ -134,6 +134,20 @@ def test_only_the_goal_is_needed_for_a_server(folder: Path) -> None:
     assert agents[Role.WORKER].prompt == ROLE_AGENTS[Role.WORKER].prompt
 
 
+def test_configuration_of_the_server_is_passed_on(folder: Path) -> None:
+    """What is meant for OpenCode is kept as it stands, if it is JSON and the server is ours."""
+    config = {"provider": {"mine": {"options": {"baseURL": "http://127.0.0.1:1/v1"}}}}
+    backend = {"kind": "opencode", "config": config, "project_config": True}
+    mission = parse(folder, {"goal": "x", "backend": backend})
+    assert mission.config == config
+    assert mission.project_config
+    assert problems(folder, {"goal": "x", "backend": {**backend, "url": "http://h"}}) == [
+        "backend: expected 'url', or 'config' and 'project_config' for a server of our own"
+    ]
+    with pytest.raises(ConfigurationError, match="without dates"):
+        parse_mission("goal = 'x'\nbackend = {config.a = 2024-01-01}", folder / "m.toml")
+
+
 def test_a_named_agent_keeps_its_own_prompt(folder: Path) -> None:
     """A role that names an agent gets it by name only, with the role's own model."""
     agent = parse(folder, FULL).role_agents()[Role.WORKER]
@@ -171,7 +185,13 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         ],
         "agents": {"worker": {"call": "agents.py"}, "x": {}, "y": {"call": "gone.py:f"}, "z": 1},
         "roles": {"worker": {"model": "gpt"}, "reviewer": {"agent": "nobody"}, "planner": 1},
-        "backend": {"kind": "opencod", "url": "127.0.0.1", "model": 1},
+        "backend": {
+            "kind": "opencod",
+            "url": "127.0.0.1",
+            "model": 1,
+            "config": [],
+            "project_config": "no",
+        },
     }
     assert problems(folder, values) == [
         "goal: expected text that is not empty, but it is missing",
@@ -199,6 +219,8 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         "backend.kind: expected 'embedded' or 'opencode', got 'opencod'",
         "backend.url: expected a server's address such as 'http://127.0.0.1:4096', got '127.0.0.1'",
         "backend.model: expected text that is not empty, got 1",
+        "backend.config: expected a table of OpenCode configuration, got an array",
+        "backend.project_config: expected true or false, got 'no'",
         "agents.worker.call: expected 'file.py:function', got 'agents.py'",
         "agents.x: expected either 'command' or 'call', got neither",
         f"agents.y.call: expected an existing file (relative to '{folder}'), got 'gone.py:f'",

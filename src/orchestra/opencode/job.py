@@ -21,11 +21,11 @@ from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
-    load_agents,
     parse_model,
     parse_url,
     read_mission_file,
 )
+from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.runner import Mission
@@ -138,6 +138,8 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         password=options.password,
         model=mission.model,
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
+        config=mission.config,
+        project_config=mission.project_config,
     )
 
 
