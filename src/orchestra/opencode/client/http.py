@@ -61,7 +61,7 @@ class HttpClient:
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         netloc = f"{host}:{parts.port}" if parts.port else host
-        self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+        self.url: str = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         if password is None and parts.password is not None:
             username = unquote(parts.username or username)
             password = unquote(parts.password)

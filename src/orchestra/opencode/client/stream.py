@@ -66,8 +66,8 @@ class EventStream:
         timing: StreamTiming | None = None,
     ) -> None:
         self.directory = directory
-        self.reconnects = 0
-        self.malformed = 0
+        self.reconnects: int = 0
+        self.malformed: int = 0
         self._http = http
         self._deliver = deliver
         self._broken = broken

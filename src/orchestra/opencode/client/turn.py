@@ -152,12 +152,12 @@ class TurnMachine:
     ) -> None:
         self.session_id = session_id
         self.prompt_id = prompt_id
-        self.timing = timing or TurnTiming()
-        self.state = TurnState.SENT
-        self.is_aborting = False
-        self.needs_whole = False
+        self.timing: TurnTiming = timing or TurnTiming()
+        self.state: TurnState = TurnState.SENT
+        self.is_aborting: bool = False
+        self.needs_whole: bool = False
         """Whether the next look must fetch all messages: events may have been lost."""
-        self.needs_resend = False
+        self.needs_resend: bool = False
         """Whether the last look showed that the prompt never arrived."""
         self._known = known_prompts
         self._prompts = {prompt_id}

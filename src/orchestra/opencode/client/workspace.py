@@ -80,15 +80,15 @@ class Workspace:
         self.http = http
         self.directory = directory
         self.turn_timing = turn_timing
-        self.window = stream_timing.window
+        self.window: float = stream_timing.window
         self.failure: Exception | None = None
-        self.make_id = wire.IdMaker(time.time)
+        self.make_id: wire.IdMaker = wire.IdMaker(time.time)
         self.sessions: dict[str, OpenCodeSession] = {}
         self._policy = policy
         self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
         self._agents: dict[str, str] = {}
         self._answered: dict[str, None] = {}
-        self.stream = EventStream(
+        self.stream: EventStream = EventStream(
             http,
             directory,
             deliver=self._deliver,
