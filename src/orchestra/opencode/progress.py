@@ -65,11 +65,13 @@ def summary_lines(report: MissionReport) -> list[str]:
     """
     states = Counter(task.state for task in report.tasks)
     again = sum(max(task.rounds - 1, 0) for task in report.tasks)
-    facts = [
-        f"{states[TaskState.ACCEPTED]} of {len(report.tasks)} tasks accepted",
-        f"{again} extra rounds" if again != 1 else "1 extra round",
-        duration(report.elapsed),
-    ]
+    facts = ["no task was planned"]
+    if report.tasks:
+        facts = [
+            f"{states[TaskState.ACCEPTED]} of {len(report.tasks)} tasks accepted",
+            f"{again} extra rounds" if again != 1 else "1 extra round",
+        ]
+    facts.append(duration(report.elapsed))
     if report.usage.cost:
         facts.append(f"${report.usage.cost:.4f}")
     lines = [f"mission {report.outcome.value}: {one_line(report.reason, 500)}", ", ".join(facts)]
