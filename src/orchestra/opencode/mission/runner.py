@@ -21,11 +21,7 @@ from attrs import field, frozen
 
 from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
 from orchestra.errors import (
-    AgentNotFoundError,
-    ConfigurationError,
-    ModelNotFoundError,
     OrchestraError,
-    ServerError,
 )
 from orchestra.events import (
     Finished,
@@ -54,7 +50,9 @@ from orchestra.opencode.mission.events import (
     TurnStarted,
     WarningRaised,
 )
-from orchestra.opencode.mission.machine import (
+from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
     CloseSession,
@@ -62,7 +60,6 @@ from orchestra.opencode.mission.machine import (
     CommandsFinished,
     Event,
     Finish,
-    MissionMachine,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -378,10 +375,10 @@ class Mission(AsyncContextManagerMixin):
                 self._turns_running -= 1
                 self._counts["turns"] += 1
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            finished = _as_finished(exc, session_id)
+            finished = as_finished(exc, session_id)
         except Exception as exc:
             _logger.exception("the backend failed in a way its contract does not know")
-            finished = _as_finished(exc, session_id)
+            finished = as_finished(exc, session_id)
         self._usage += finished.usage
         self._publish(
             TurnFinished(
@@ -554,22 +551,6 @@ def _outcome(role: Role, finished: Finished) -> str:
         with suppress(VerdictError):
             return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
     return finished.reason.value
-
-
-def _as_finished(exc: Exception, session_id: str) -> Finished:
-    """Turn what the backend raised into the end of a turn."""
-    is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
-    is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
-    is_known = isinstance(exc, OrchestraError | OSError)
-    return Finished(
-        session_id=session_id,
-        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
-        error=TurnError(
-            name=type(exc).__name__,
-            message=str(exc) or repr(exc),
-            is_retryable=is_known and not is_useless and not is_client_fault,
-        ),
-    )
 
 
 async def run_mission(
