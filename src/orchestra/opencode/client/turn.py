@@ -433,11 +433,11 @@ class TurnMachine:
             if info.id == self.prompt_id:
                 is_after = True
             elif info.role == "user":
-                is_after = is_after and (info.id in self._prompts or info.id not in self._known)
-                if is_after:
-                    self._prompts.add(info.id)
+                # After a compaction the server goes on under a prompt of its own.
+                if is_after and info.id not in self._known:
                     self._known.add(info.id)
-            elif is_after or info.parent_id in self._prompts:
+                    self._prompts.add(info.id)
+            elif info.parent_id in self._prompts:
                 ours.append(message)
         return ours
 
