@@ -8,9 +8,7 @@ from anyio.from_thread import start_blocking_portal
 from attrs import frozen
 
 from orchestra.abc import Agent, PermissionRule
-from orchestra.errors import ConfigurationError
 from orchestra.opencode.backend import OpenCodeBackend
-from orchestra.opencode.client.locate import locate_opencode
 from orchestra.testing import (
     Failure,
     Hang,
@@ -59,25 +57,6 @@ AGENTS = (
 )
 
 
-def provider(model: ScriptedModel) -> dict[str, Any]:
-    """OpenCode's configuration for the scripted model."""
-    models = {"m1": {"name": "m1", "limit": {"context": 100_000, "output": 4_096},
-                     "cost": {"input": 1, "output": 2}}}  # fmt: skip
-    options = {"baseURL": model.url, "apiKey": "none"}
-    return {
-        "provider": {
-            "scripted": {
-                "npm": "@ai-sdk/openai-compatible",
-                "name": "Scripted",
-                "options": options,
-                "models": models,
-            }
-        },
-        "enabled_providers": ["scripted"],
-        "small_model": MODEL,
-    }
-
-
 @frozen(kw_only=True)
 class RealServer:
     """A real OpenCode server behind which a scripted model answers.
@@ -102,15 +81,11 @@ class RealServer:
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[RealServer]:
     """One server for all tests of both event loops, since starting one takes seconds."""
-    try:
-        locate_opencode()
-    except ConfigurationError as exc:
-        pytest.skip(str(exc))
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(ScriptedModel(*RULES)) as model,
     ):
-        config = provider(model)
+        config = model.opencode_config()
         owner = OpenCodeBackend(agents=AGENTS, config=config, model=MODEL)
         with portal.wrap_async_context_manager(owner):
             assert owner.url is not None
