@@ -265,8 +265,11 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         assert len(caught.value.problems) == 1
 
 
-def test_agents_are_loaded_once_and_leave_nothing_behind(folder: Path) -> None:
+def test_agents_are_loaded_once_and_leave_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are run when the agents are wanted, once each, without a bytecode cache."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     (folder / "agents.py").write_text(
         "from pathlib import Path\n"
         "log = Path(__file__).with_name('log')\n"
