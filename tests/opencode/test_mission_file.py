@@ -363,3 +363,12 @@ def test_a_mangled_file_is_a_mission_or_an_error(folder: Path, data: st.DataObje
         assert mission.plan is None or mission.plan.tasks
     assert lines
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["mission.toml", "mission-opencode.toml"])
+def test_the_example_files_are_valid(name: str) -> None:
+    """The mission files of the example are read without a fault."""
+    path = Path(__file__).parents[2] / "examples" / "tidy" / name
+    mission = read_mission_file(path)
+    assert mission.settings.permits(("python3", "-B", "-m", "unittest", "-q"))
+    assert mission.template == path.parent / "sample"
