@@ -15,6 +15,7 @@ from orchestra.events import PermissionAsked, RetryScheduled, TextReceived, Tool
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
+    EventsDropped,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -153,6 +154,8 @@ def _describe(event: MissionEvent) -> str:
         return _describe_command(event)
     if isinstance(event, WarningRaised):
         return f"warning: {one_line(event.message)}"
+    if isinstance(event, EventsDropped):
+        return f"({event.count} events came too fast to be shown)"
     return ""
 
 
@@ -212,8 +215,9 @@ class LiveProgress:
             self._goal = one_line(event.goal)
         elif isinstance(event, PlanAccepted):
             self._rows = {task.id: _Row(one_line(task.title)) for task in event.plan.tasks}
-        elif isinstance(event, TaskChanged) and event.task_id in self._rows:
-            row = self._rows[event.task_id]
+        elif isinstance(event, TaskChanged):
+            # The plan itself may be among the events that a slow display has missed.
+            row = self._rows.setdefault(event.task_id, _Row(""))
             row.state, row.round, row.since = event.state, event.round, event.at
             row.act = one_line(event.note)
         elif isinstance(event, AgentActed):
@@ -227,7 +231,16 @@ class LiveProgress:
         elif isinstance(event, WarningRaised):
             self._warnings += 1
         elif isinstance(event, MissionFinished):
-            self._is_over = True
+            self._finish(event.report)
+
+    def _finish(self, report: MissionReport) -> None:
+        """Show how it ended, whatever was missed on the way."""
+        self._is_over = True
+        self._cost = report.usage.cost
+        self._warnings = len(report.warnings)
+        for task in report.tasks:
+            row = self._rows.setdefault(task.id, _Row(one_line(task.title)))
+            row.state, row.round = task.state, task.rounds
 
     def _show_act(self, event: AgentActed) -> None:
         act = _describe_act(event)
