@@ -115,6 +115,7 @@ class PlainProgress:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
+        self._missed = 0
 
     def __repr__(self) -> str:
         return "<PlainProgress>"
@@ -126,6 +127,10 @@ class PlainProgress:
             event: The event.
         """
         line = _describe(event)
+        if isinstance(event, EventsDropped):
+            self._missed += event.count
+        elif isinstance(event, MissionFinished) and self._missed:
+            line = f"({self._missed} events came too fast to be shown)"
         if line:
             self._write(f"{event.at:8.1f} s  {line}")
 
@@ -154,8 +159,6 @@ def _describe(event: MissionEvent) -> str:
         return _describe_command(event)
     if isinstance(event, WarningRaised):
         return f"warning: {one_line(event.message)}"
-    if isinstance(event, EventsDropped):
-        return f"({event.count} events came too fast to be shown)"
     return ""
 
 
