@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def _why_no_opencode() -> str:
     from orchestra.opencode.client.locate import locate_opencode
 
     try:
-        locate_opencode(directory=Path(__file__).parents[1])
+        locate_opencode()
     except ConfigurationError as exc:
         return str(exc)
     return ""

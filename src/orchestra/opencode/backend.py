@@ -64,8 +64,8 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         model: ``provider/model`` for agents that name none.
         agents: Agents that a server of our own shall know.
         config: Further OpenCode configuration for a server of our own; wins.
-        executable: The ``opencode`` program; None: ``ORCHESTRA_OPENCODE``, ``.opencode-cli`` in the
-            current directory, ``PATH``.
+        executable: The ``opencode`` program; None: ``ORCHESTRA_OPENCODE``, our own
+            checkout, ``PATH``.
         permission_policy: Answers what agents ask; by default everything is refused.
         environment: Further environment variables for a server of our own; they win.
         project_config: Whether a server of our own reads the ``opencode.json`` and ``.opencode``
