@@ -239,12 +239,10 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
                 plan=job.plan,
                 agents=job.agents,
                 settings=job.settings,
+                listener=progress.handle,
             ) as mission:
                 interruption.mission = mission
-                events = mission.events()
                 async with background_tasks() as showing:
                     showing.start_soon(progress.run)
-                    async for event in events:
-                        progress.handle(event)
-                return await mission.wait_finished()
+                    return await mission.wait_finished()
     raise KeyboardInterrupt

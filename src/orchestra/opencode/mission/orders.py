@@ -82,6 +82,11 @@ class Ask:
     round: int = 0
     delay: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """What people call the session."""
+        return f"{self.role.value} {self.task_id}" if self.task_id else self.role.value
+
 
 @frozen(kw_only=True)
 class RunCommands:

@@ -122,6 +122,7 @@ class Mission(AsyncContextManagerMixin):
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Raises:
         ValueError: The goal is empty.
@@ -137,6 +138,7 @@ class Mission(AsyncContextManagerMixin):
         plan: Plan | None = None,
         agents: Mapping[Role, Agent] | None = None,
         settings: MissionSettings | None = None,
+        listener: Callable[[MissionEvent], object] | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
@@ -149,6 +151,7 @@ class Mission(AsyncContextManagerMixin):
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
         self._subscriptions = Subscriptions()
+        self._listener = listener
         self._sessions: dict[str, Session] = {}
         self._timeline: list[Span] = []
         self._usage = Usage()
@@ -180,8 +183,9 @@ class Mission(AsyncContextManagerMixin):
     def events(self) -> AsyncIterator[MissionEvent]:
         """Return a feed of what happens from now on; it ends after `MissionFinished`.
 
-        Each step of the iteration is a checkpoint. A feed that is not read in time loses its
-        oldest events and says so with `EventsDropped`.
+        A step of the iteration is a checkpoint when nothing is buffered, and every 64th in any
+        case. A feed that is not read in time loses its oldest events and says so with
+        `EventsDropped`; a ``listener`` loses none.
         """
         return self._subscriptions.open()
 
@@ -397,7 +401,7 @@ class Mission(AsyncContextManagerMixin):
         return await self._backend.open(
             ROLE_AGENTS[ask.role] if agent is None else agent,
             directory=self._directory,
-            title=f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value,
+            title=ask.name,
             metadata={
                 "mission": self._id,
                 "role": ask.role.value,
@@ -429,7 +433,7 @@ class Mission(AsyncContextManagerMixin):
             self._counts["questions"] += 1
         elif isinstance(event, RetryScheduled):
             self._warn(
-                f"{_session_name(ask)}: the model call is repeated in {event.delay:.1f} s "
+                f"{ask.name}: the model call is repeated in {event.delay:.1f} s "
                 f"({event.message[:200]})"
             )
         self._publish(AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=event))
@@ -516,6 +520,12 @@ class Mission(AsyncContextManagerMixin):
 
     def _publish(self, event: MissionEvent) -> None:
         self._subscriptions.publish(event)
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception:
+                _logger.exception("the mission's listener failed; it is not called again")
+                self._listener = None
 
     def _warn(self, message: str) -> None:
         if message not in self._warnings and len(self._warnings) < 1_000:
@@ -538,11 +548,6 @@ class Mission(AsyncContextManagerMixin):
             warnings=(*self._machine.warnings, *self._warnings),
             statistics={**self._counts, "retries": self._machine.retries},
         )
-
-
-def _session_name(ask: Ask) -> str:
-    """Return how people know the session of an ask."""
-    return f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value
 
 
 def _outcome(role: Role, finished: Finished) -> str:
@@ -572,7 +577,7 @@ async def run_mission(
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
-        listener: Called with each event.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Returns:
         The report, however the mission ended.
@@ -583,9 +588,12 @@ async def run_mission(
         OrchestraError: The backend cannot be entered.
     """
     async with Mission(
-        goal, backend=backend, directory=directory, plan=plan, agents=agents, settings=settings
+        goal,
+        backend=backend,
+        directory=directory,
+        plan=plan,
+        agents=agents,
+        settings=settings,
+        listener=listener,
     ) as mission:
-        if listener is not None:
-            async for event in mission.events():
-                listener(event)
         return await mission.wait_finished()
