@@ -54,13 +54,18 @@ class HttpClient:
         password: str | None = None,
         timeout: float = 30.0,
     ) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            is_good = parts.scheme in {"http", "https"} and bool(parts.hostname)
+            port = parts.port
+        except ValueError:
+            is_good = False
+        if not is_good or parts.hostname is None:
             raise ConfigurationError(
-                f"{_without_password(url)!r} is not the URL of a server; give http://host:port"
+                f"{url.rpartition('@')[2]!r} is not the URL of a server; give http://host:port"
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        netloc = f"{host}:{parts.port}" if parts.port else host
+        netloc = f"{host}:{port}" if port else host
         self.url: str = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         if password is None and parts.password is not None:
             username = unquote(parts.username or username)
@@ -299,10 +304,6 @@ class HttpClient:
 def _headers(directory: str | None) -> dict[str, str]:
     # The server decodes percent signs in this header, which also lets other alphabets through.
     return {} if directory is None else {"x-opencode-directory": quote(directory, safe="/")}
-
-
-def _without_password(url: str) -> str:
-    return url.rpartition("@")[2]
 
 
 class _mapped:  # noqa: N801 - reads as a function: `with _mapped(url):`
