@@ -77,7 +77,7 @@ def coverage(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks; each prints its figures and fails at its bound."""
     install(session, "tests", "bench")
-    for script in session.posargs or ("import_time",):
+    for script in session.posargs or ("import_time", "mission_overhead"):
         session.run("python", f"benchmarks/{script}.py")
 
 

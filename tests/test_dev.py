@@ -82,6 +82,24 @@ def test_missing_venv_module_is_told_so(
     assert not (tmp_path / "venv").exists()
 
 
+def test_interrupted_setup_leaves_nothing_half_made(
+    dev: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C while the environment is made is one sentence and exit code 130."""
+
+    def interrupted(command: list[str]) -> int:
+        Path(command[-1]).mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dev, "quietly", interrupted)
+    assert dev.main(["--venv", str(tmp_path / "venv"), "demo"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "venv").exists()
+
+
 def test_environment_is_installed_once(dev: ModuleType, tmp_path: Path) -> None:
     """Pip runs again only for what is not there yet, or when the pins changed."""
     log = tmp_path / "log"

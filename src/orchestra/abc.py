@@ -153,7 +153,7 @@ class Session(ABC):
             listener: Called with each event, the last one included; what it raises ends the turn.
 
         Returns:
-            The last event of the turn. A turn that did not end well does not raise: look at
+            The last event of the turn. A turn that did not end well does not raise; look at
             ``reason`` and ``error``.
 
         Raises:

@@ -38,7 +38,7 @@ class ConcurrencyToken:
     __slots__ = ("_limiter", "key")
 
     def __init__(self, key: str, limiter: anyio.CapacityLimiter) -> None:
-        self.key = key
+        self.key: str = key
         self._limiter: anyio.CapacityLimiter | None = limiter
 
     @property

@@ -85,6 +85,13 @@ def chunks(stream: str) -> list[dict[str, Any]]:
     return [json.loads(event[6:]) for event in events[:-1]]
 
 
+def post(body: dict[str, Any]) -> bytes:
+    """A whole request, as bytes."""
+    content = json.dumps(body).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    return head % len(content) + content
+
+
 async def read_into(received: list[bytes], response: httpx2.Response) -> None:
     """Read a response to its end, and keep what came even if that fails."""
     async for data in response.aiter_raw():
@@ -539,6 +546,41 @@ async def test_two_requests_sent_at_once_are_both_answered() -> None:
         while received.count(b'"m1"') < 2:
             received += await raw.receive()
     assert received.count(b"HTTP/1.1 200") == 2
+
+
+async def test_request_sent_during_another_is_answered_after_it() -> None:
+    """What a client sends while its request is being answered is the start of the next one."""
+    release = anyio.Event()
+
+    async def answer(request: ModelRequest) -> str:
+        await release.wait()
+        return f"answer to {request.prompt}"
+
+    async with serving(Rule(answer=answer)) as (model, client), await connect(model) as raw:
+        await raw.send(post(client.body("one", stream=False)))
+        await model.wait_called()
+        await raw.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _ in range(10):  # let the server take it while it is still busy with the first
+            await anyio.sleep(0.005)
+        release.set()
+        received = b""
+        while b'"object": "model"' not in received:
+            received += await raw.receive()
+    assert received.index(b"answer to one") < received.index(b'"object": "list"')
+
+
+async def test_client_may_leave_during_a_large_answer() -> None:
+    """A client that closes in the middle of megabytes costs its own connection only."""
+    large = Rule(prompt="large", answer=Reply("x" * 8_000_000))
+    async with serving(large, Rule(answer="ok")) as (model, client):
+        for more in (b"", b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"):
+            async with await connect(model) as raw:
+                await raw.send(post(client.body("large")))
+                await raw.receive()
+                await raw.send(more)
+                await anyio.sleep(0.02)  # let the server take what there is more
+            await until_idle(model)
+        assert await client.text() == "ok"
 
 
 async def test_waiting_client_is_told_to_continue() -> None:

@@ -121,12 +121,12 @@ class Turn:
         record: _Record,
     ) -> None:
         self.prompt = prompt
-        self.directory = session.directory
-        self.agent = session.agent
-        self.metadata = session.metadata
-        self.session_id = session.id
+        self.directory: Path = session.directory
+        self.agent: Agent = session.agent
+        self.metadata: Mapping[str, str] = session.metadata
+        self.session_id: str = session.id
         self.number = number
-        self.memory = session.memory
+        self.memory: dict[str, Any] = session.memory
         self._policy = session.host.policy
         self._record = record
         self._calls = itertools.count(1)
@@ -304,8 +304,8 @@ class _Host:
         self.policy = policy
         self.sessions: dict[str, _EmbeddedSession] = {}
         self.opened = 0
-        self.running = 0
-        self.ended = 0
+        self.running: int = 0
+        self.ended: int = 0
         self._tasks = tasks
         self._thread_grace = thread_grace
 
@@ -471,7 +471,7 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
     ``thread_grace`` seconds to come back, then its thread is left to itself and what it still
     tells is refused. ``anyio.from_thread.check_cancelled()`` lets it notice.
 
-    `Agent.prompt`, ``model`` and ``permissions`` are not interpreted: the callable finds them in
+    The agent's ``prompt``, ``model`` and ``permissions`` are not interpreted: the callable finds them in
     ``turn.agent``.
 
     Args:

@@ -203,7 +203,7 @@ class ModelRequest:
 
     @property
     def turn(self) -> tuple[str, int, str]:
-        """What is the same in all requests of one turn: conversation, its length, the prompt.
+        """The conversation, its length and the prompt, the same in all requests of one turn.
 
         A conversation without ``x-session-id`` is known by its system text and first message.
         """

@@ -32,8 +32,8 @@ from orchestra.testing.model_script import (
 try:
     from orchestra.testing._http import Request, Response, serve_connection
     from orchestra.testing.model_wire import error_response, json_response, render
-except ImportError as exc:
-    raise ImportError("ScriptedModel needs h11: pip install 'orchestra[testing]'") from exc
+except ModuleNotFoundError as _missing:
+    raise ImportError("ScriptedModel needs h11: pip install 'orchestra[testing]'") from _missing
 
 __all__ = ("ScriptedModel", "ScriptedModelStatistics", "UnmatchedRequest")
 

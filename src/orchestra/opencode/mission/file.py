@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path, PurePath
-from types import ModuleType
-from typing import Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 from attrs import field, frozen
 
-from orchestra import Agent, CommandAgent, EmbeddedAgent
+from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
@@ -28,8 +26,9 @@ __all__ = (
     "BackendKind",
     "MissionFile",
     "RoleChoice",
-    "load_agents",
     "parse_mission",
+    "parse_model",
+    "parse_url",
     "read_mission_file",
 )
 
@@ -95,6 +94,8 @@ class MissionFile:
         backend: Where the agents run.
         url: The server to attach to; None: start one.
         model: The model of every role that does not name its own; None: the backend's default.
+        config: Further OpenCode configuration for a server of our own.
+        project_config: Whether a server of our own reads the project's own configuration.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
     """
@@ -108,6 +109,8 @@ class MissionFile:
     backend: BackendKind = "embedded"
     url: str | None = None
     model: str | None = None
+    config: Mapping[str, Any] = field(factory=dict)
+    project_config: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
 
@@ -223,8 +226,14 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     place = root.table("backend")
     kind = cast("BackendKind", override or place.choice("kind", _BACKENDS) or "embedded")
     place.take("kind", "a backend")
-    url = _url(place)
-    model = _model(place)
+    url = _parsed(place, "url", parse_url)
+    model = _parsed(place, "model", parse_model)
+    config = _config(place)
+    project_config = place.boolean("project_config", default=False)
+    if url and ("config" in place or "project_config" in place):
+        place.problem(
+            "", "expected 'url', or 'config' and 'project_config' for a server of our own"
+        )
     place.close()
 
     agent_tables = root.table("agents")
@@ -248,6 +257,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         backend=kind,
         url=url,
         model=model,
+        config=config,
+        project_config=project_config,
         agents=agents,
         roles=roles,
     )
@@ -277,19 +288,60 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _url(place: Table) -> str | None:
-    url = place.text("url")
-    if url and not _ADDRESS.match(url):
-        place.wrong("url", "a server's address such as 'http://127.0.0.1:4096'")
-    return url or None
+def parse_url(url: str) -> str:
+    """Check a server's address.
+
+    Args:
+        url: What somebody wrote.
+
+    Raises:
+        ConfigurationError: It is not one.
+    """
+    if not _ADDRESS.match(url):
+        expected = "a server's address such as 'http://127.0.0.1:4096'"
+        raise ConfigurationError(f"url: expected {expected}, got {describe(url)}")
+    return url
 
 
-def _model(table: Table) -> str | None:
-    model = table.text("model")
+def parse_model(model: str) -> str:
+    """Check the name of a model.
+
+    Args:
+        model: What somebody wrote.
+
+    Raises:
+        ConfigurationError: It is not ``provider/model``.
+    """
     provider, _, name = model.partition("/")
-    if model and not (provider.strip() and name.strip()):
-        table.wrong("model", "'provider/model'")
-    return model or None
+    if not (provider.strip() and name.strip()):
+        raise ConfigurationError(f"model: expected 'provider/model', got {describe(model)}")
+    return model
+
+
+def _parsed(table: Table, key: str, parse: Callable[[str], str]) -> str | None:
+    text = table.text(key)
+    try:
+        return parse(text) if text else None
+    except ConfigurationError as error:
+        table.problem(key, str(error).removeprefix(f"{key}: "))
+        return None
+
+
+def _config(place: Table) -> Mapping[str, Any]:
+    """Read what is passed on to OpenCode as it stands, which takes JSON."""
+    expected = "a table of OpenCode configuration"
+    value = place.take("config", expected)
+    if value is None:
+        return {}
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        expected = f"{expected} (without dates and infinite numbers)"
+        value = None
+    if not isinstance(value, dict):
+        place.wrong("config", expected)
+        return {}
+    return value
 
 
 def _tasks(root: Table) -> tuple[TaskSpec, ...]:
@@ -386,7 +438,7 @@ def _call(table: Table, folder: Path) -> AgentCall | None:
 
 
 def _choice(table: Table) -> RoleChoice:
-    choice = RoleChoice(agent=table.text("agent"), model=_model(table))
+    choice = RoleChoice(agent=table.text("agent"), model=_parsed(table, "model", parse_model))
     table.close()
     return choice
 
@@ -401,64 +453,3 @@ def _check_role(role: Role, choice: str, table: Table, defined: Table) -> None:
             "expected a table with 'command' or 'call', since the embedded backend has no agents "
             "of its own, but it is missing",
         )
-
-
-class _UncachedLoader(SourceFileLoader):
-    """Leaves no ``__pycache__`` beside the mission file, which may well be the workspace."""
-
-    def path_stats(self, path: str) -> NoReturn:
-        """Refuse, which turns the bytecode cache off.
-
-        Args:
-            path: The source file.
-        """
-        raise OSError(f"{path} is not cached")
-
-
-def load_agents(mission: MissionFile) -> dict[str, EmbeddedAgent | CommandAgent]:
-    """Make the embedded backend's agents; this runs the Python files that the mission names.
-
-    A file is run once, however many functions of it are agents.
-
-    Args:
-        mission: A mission for the embedded backend.
-
-    Raises:
-        ConfigurationError: A file raises, or lacks the function; one line per fault.
-    """
-    agents: dict[str, EmbeddedAgent | CommandAgent] = {}
-    modules: dict[Path, ModuleType] = {}
-    problems = []
-    for name, entry in mission.agents.items():
-        if isinstance(entry, AgentCommand):
-            agents[name] = CommandAgent(entry.argv, timeout=entry.timeout)
-            continue
-        where = f"{mission.path}: agents.{name}.call"
-        if entry.path not in modules:
-            try:
-                modules[entry.path] = _load(entry.path, len(modules))
-            except Exception as error:  # noqa: BLE001  (somebody else's code may raise anything)
-                raised = f"{type(error).__name__}: {error}".splitlines()[0]
-                problems.append(f"{where}: {entry.path.name} raised {raised}")
-                continue
-        function = getattr(modules[entry.path], entry.function, None)
-        if callable(function):
-            agents[name] = cast("EmbeddedAgent", function)
-        else:
-            problems.append(
-                f"{where}: expected a function {entry.function!r} in {entry.path.name}, "
-                "but there is none"
-            )
-    if problems:
-        raise ConfigurationError(*problems)
-    return agents
-
-
-def _load(path: Path, number: int) -> ModuleType:
-    name = f"orchestra_mission_agents_{number}"
-    loader = _UncachedLoader(name, str(path))
-    spec = spec_from_loader(name, loader)
-    assert spec is not None  # noqa: S101  (a loader was given)
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module

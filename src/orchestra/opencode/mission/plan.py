@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 
@@ -43,6 +43,10 @@ class TaskSpec:
     acceptance: tuple[tuple[str, ...], ...] = ()
 
 
+def _as_tuple(tasks: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
+    return tuple(tasks)
+
+
 @frozen
 class Plan:
     """Tasks in the order in which they are written down.
@@ -52,7 +56,7 @@ class Plan:
             form a cycle; the message names every fault.
     """
 
-    tasks: tuple[TaskSpec, ...]
+    tasks: tuple[TaskSpec, ...] = field(converter=_as_tuple)
 
     def __attrs_post_init__(self) -> None:
         if problems := find_faults(self.tasks):

@@ -34,7 +34,7 @@ _LARGEST = 2**63
 
 
 def report_to_json(report: MissionReport) -> dict[str, Any]:
-    """Return the report as data that `json.dumps` takes, with ``schema`` as its first key.
+    """Return the report as data that ``json.dumps`` takes, with ``schema`` as its first key.
 
     Args:
         report: The report.
@@ -67,7 +67,7 @@ def report_from_json(document: object) -> MissionReport:
     """Return the report that `report_to_json` made the data of.
 
     Args:
-        document: What `json.loads` returned.
+        document: What ``json.loads`` returned.
 
     Raises:
         ConfigurationError: It is not a report of a known schema; one line per fault.

@@ -173,7 +173,7 @@ def _label(task_id: str | None, titles: dict[str, str], row: _Row, top: float) -
     name = clean(task_id, 16)
     if row.left < 200:
         return f'<text class="lane" x="8" y="{y:.1f}" font-size="{size:.0f}">{name}</text>'
-    room = 34 - min(len(task_id), 16)
+    room = 31 - min(len(task_id), 16)
     title = clean(titles.get(task_id, ""), room)
     return (
         f'<text class="lane" x="8" y="{y:.1f}" font-size="{size:.0f}">'
@@ -196,6 +196,8 @@ def _bars(own: Sequence[Span], scale: _Scale, row: _Row, top: float) -> Iterator
         size = max(space * _HEIGHTS.get(span.name, 1.0), 2.0)
         width = max(right - left, 1.5)
         kind = OUTCOME_CLASSES.get(span.outcome, "bad")
+        if span.name == "acceptance" and kind == "done":
+            kind = "ok"
         yield (
             f'<rect class="{kind}" x="{left:.1f}" y="{middle - size / 2:.1f}" rx="2"'
             f' width="{width:.1f}" height="{size:.1f}"><title>{_tooltip(span)}</title></rect>'

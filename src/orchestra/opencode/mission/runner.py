@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,7 @@ from attrs import field, frozen
 
 from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
 from orchestra.errors import (
-    AgentNotFoundError,
-    ConfigurationError,
-    ModelNotFoundError,
     OrchestraError,
-    ServerError,
 )
 from orchestra.events import (
     Finished,
@@ -41,6 +37,7 @@ from orchestra.events import (
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -53,7 +50,9 @@ from orchestra.opencode.mission.events import (
     TurnStarted,
     WarningRaised,
 )
-from orchestra.opencode.mission.machine import (
+from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
     CloseSession,
@@ -61,7 +60,6 @@ from orchestra.opencode.mission.machine import (
     CommandsFinished,
     Event,
     Finish,
-    MissionMachine,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -124,6 +122,7 @@ class Mission(AsyncContextManagerMixin):
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Raises:
         ValueError: The goal is empty.
@@ -139,6 +138,7 @@ class Mission(AsyncContextManagerMixin):
         plan: Plan | None = None,
         agents: Mapping[Role, Agent] | None = None,
         settings: MissionSettings | None = None,
+        listener: Callable[[MissionEvent], object] | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
@@ -151,6 +151,7 @@ class Mission(AsyncContextManagerMixin):
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
         self._subscriptions = Subscriptions()
+        self._listener = listener
         self._sessions: dict[str, Session] = {}
         self._timeline: list[Span] = []
         self._usage = Usage()
@@ -182,8 +183,9 @@ class Mission(AsyncContextManagerMixin):
     def events(self) -> AsyncIterator[MissionEvent]:
         """Return a feed of what happens from now on; it ends after `MissionFinished`.
 
-        Each step of the iteration is a checkpoint. A feed that is not read in time loses its
-        oldest events and says so with `EventsDropped`.
+        A step of the iteration is a checkpoint when nothing is buffered, and every 64th in any
+        case. A feed that is not read in time loses its oldest events and says so with
+        `EventsDropped`; a ``listener`` loses none.
         """
         return self._subscriptions.open()
 
@@ -342,7 +344,7 @@ class Mission(AsyncContextManagerMixin):
                 queued=queued,
                 started=started,
                 ended=self._now(),
-                outcome=finished.reason.value,
+                outcome=_outcome(ask.role, finished),
                 session_id=session_id,
             )
         )
@@ -377,10 +379,10 @@ class Mission(AsyncContextManagerMixin):
                 self._turns_running -= 1
                 self._counts["turns"] += 1
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            finished = _as_finished(exc, session_id)
+            finished = as_finished(exc, session_id)
         except Exception as exc:
             _logger.exception("the backend failed in a way its contract does not know")
-            finished = _as_finished(exc, session_id)
+            finished = as_finished(exc, session_id)
         self._usage += finished.usage
         self._publish(
             TurnFinished(
@@ -399,7 +401,7 @@ class Mission(AsyncContextManagerMixin):
         return await self._backend.open(
             ROLE_AGENTS[ask.role] if agent is None else agent,
             directory=self._directory,
-            title=f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value,
+            title=ask.name,
             metadata={
                 "mission": self._id,
                 "role": ask.role.value,
@@ -431,7 +433,7 @@ class Mission(AsyncContextManagerMixin):
             self._counts["questions"] += 1
         elif isinstance(event, RetryScheduled):
             self._warn(
-                f"{_session_name(ask)}: the model call is repeated in {event.delay:.1f} s "
+                f"{ask.name}: the model call is repeated in {event.delay:.1f} s "
                 f"({event.message[:200]})"
             )
         self._publish(AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=event))
@@ -518,6 +520,12 @@ class Mission(AsyncContextManagerMixin):
 
     def _publish(self, event: MissionEvent) -> None:
         self._subscriptions.publish(event)
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception:
+                _logger.exception("the mission's listener failed; it is not called again")
+                self._listener = None
 
     def _warn(self, message: str) -> None:
         if message not in self._warnings and len(self._warnings) < 1_000:
@@ -542,25 +550,12 @@ class Mission(AsyncContextManagerMixin):
         )
 
 
-def _session_name(ask: Ask) -> str:
-    """Return how people know the session of an ask."""
-    return f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value
-
-
-def _as_finished(exc: Exception, session_id: str) -> Finished:
-    """Turn what the backend raised into the end of a turn."""
-    is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
-    is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
-    is_known = isinstance(exc, OrchestraError | OSError)
-    return Finished(
-        session_id=session_id,
-        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
-        error=TurnError(
-            name=type(exc).__name__,
-            message=str(exc) or repr(exc),
-            is_retryable=is_known and not is_useless and not is_client_fault,
-        ),
-    )
+def _outcome(role: Role, finished: Finished) -> str:
+    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
+    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
+        with suppress(VerdictError):
+            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
+    return finished.reason.value
 
 
 async def run_mission(
@@ -582,7 +577,7 @@ async def run_mission(
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
-        listener: Called with each event.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Returns:
         The report, however the mission ended.
@@ -593,9 +588,12 @@ async def run_mission(
         OrchestraError: The backend cannot be entered.
     """
     async with Mission(
-        goal, backend=backend, directory=directory, plan=plan, agents=agents, settings=settings
+        goal,
+        backend=backend,
+        directory=directory,
+        plan=plan,
+        agents=agents,
+        settings=settings,
+        listener=listener,
     ) as mission:
-        if listener is not None:
-            async for event in mission.events():
-                listener(event)
         return await mission.wait_finished()

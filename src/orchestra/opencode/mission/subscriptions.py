@@ -13,6 +13,9 @@ from orchestra.opencode.mission.events import EventsDropped, MissionEvent, Missi
 __all__ = ("Subscriptions",)
 
 _CAPACITY = 4_096
+_BATCH = 64
+"""Buffered events that are handed out in a row. A checkpoint for each would let a busy mission,
+which publishes many events in one round of the loop, outrun the most willing reader."""
 
 
 class _Subscription:
@@ -22,6 +25,7 @@ class _Subscription:
         self._events: deque[MissionEvent] = deque()
         self._capacity = capacity
         self._dropped = 0
+        self._in_a_row = _BATCH
         self._is_ended = False
         self._wake = anyio.Event()
 
@@ -40,7 +44,10 @@ class _Subscription:
         return self
 
     async def __anext__(self) -> MissionEvent:
-        await anyio.lowlevel.checkpoint()
+        self._in_a_row += 1
+        if self._in_a_row >= _BATCH or not self._events:
+            self._in_a_row = 0
+            await anyio.lowlevel.checkpoint()
         while not self._events:
             if self._is_ended:
                 raise StopAsyncIteration
