@@ -45,17 +45,21 @@ Task: TypeAlias = tuple[Group, Callable[..., object], tuple[Any, ...]]
 class Latch:
     """Is set once, from any thread, and then calls back."""
 
-    __slots__ = ("_callbacks", "_lock", "is_set")
+    __slots__ = ("_callbacks", "_is_set", "_lock")
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._callbacks: list[Callable[[], object]] = []
-        self.is_set = False
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Whether it has been set."""
+        return self._is_set
 
     def set(self) -> None:
         """Set it, and call back in this thread."""
         with self._lock:
-            self.is_set = True
+            self._is_set = True
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
@@ -63,7 +67,7 @@ class Latch:
     def call_when_set(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called by whoever sets the latch; at once if it is set."""
         with self._lock:
-            if not self.is_set:
+            if not self._is_set:
                 self._callbacks.append(callback)
                 return
         callback()
@@ -243,13 +247,13 @@ class Worker:
         """Run tasks, this worker's own first, until the latch is set: a task waits for others."""
         parking = self._scheduler.parking
         latch.call_when_set(parking.notify_all)
-        while not latch.is_set:
+        while not latch.is_set():
             if (task := self._find()) is not None:
                 self._run_one(task)
                 del task
                 continue
             key = parking.prepare()
-            if latch.is_set or self._scheduler.has_work():
+            if latch.is_set() or self._scheduler.has_work():
                 parking.cancel()
             else:
                 self.parks += 1

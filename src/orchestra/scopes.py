@@ -180,7 +180,7 @@ class TaskScope:
         self.cancel()
 
     def _open(self) -> None:
-        if self._latch.is_set or not self._is_closed:
+        if self._latch.is_set() or not self._is_closed:
             raise RuntimeError("a task scope can be entered once; ask the pool for another one")
         self._scheduler.open_group(self)
         self._is_closed = False

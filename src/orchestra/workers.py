@@ -409,7 +409,7 @@ class WorkStealingPool:
         elif scheduler.is_foreign:
             state = "of another process"
         elif scheduler.is_closing:
-            state = "closed" if scheduler.stopped.is_set else "closing"
+            state = "closed" if scheduler.stopped.is_set() else "closing"
         else:
             state = f"{scheduler.queued()} tasks queued, {scheduler.parking.waiting} asleep"
         count = len(scheduler.workers)
