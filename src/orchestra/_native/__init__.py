@@ -45,3 +45,5 @@ else:
 
         IMPLEMENTATION = "fallback"
         REASON = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            REASON = "the extension was not built; reinstall with a C compiler to have it"
