@@ -289,6 +289,10 @@ static inline int64_t wsd_pop_many(wsd *deque, int64_t *items, int64_t count)
     int64_t target = bottom - count;
     /* pairs with: nothing, the owner is the only writer */
     wsd_array *array = atomic_load_explicit(&deque->array, memory_order_relaxed);
+    for (int64_t offset = 0; offset < count; offset++) /* now, not in the shadow of the fence */
+        /* pairs with: nothing, the owner wrote it */
+        items[offset] =
+            atomic_load_explicit(wsd_slot(array, bottom - 1 - offset), memory_order_relaxed);
     /* pairs with: the acquire of `bottom` in wsd_steal_once; relaxed here would hide an earlier
      * push from the thief that reads this store (README.md, "The trap") */
     atomic_store_explicit(&deque->bottom, target, WSD_POP_BOTTOM);
@@ -297,25 +301,14 @@ static inline int64_t wsd_pop_many(wsd *deque, int64_t *items, int64_t count)
     /* pairs with: wsd_take in wsd_steal_once, ordered by the fences */
     int64_t top = atomic_load_explicit(&deque->top, WSD_POP_TOP);
     deque->cached_top = top;
-    int64_t lowest = target; /* from here on up everything is ours without asking */
-    int64_t rest = target; /* what `bottom` is in the end */
-    bool has_top = false;
-    if (top >= target) {
-        lowest = rest = top < bottom ? top + 1 : bottom;
-        deque->cached_top = rest; /* taken or stolen, index `top` is used up */
-        has_top = top < bottom && wsd_take(deque, top, WSD_POP_CAS);
-    }
-    int64_t taken = 0;
-    for (int64_t index = bottom - 1; index >= lowest; index--)
-        /* pairs with: nothing, the owner wrote it */
-        items[taken++] = atomic_load_explicit(wsd_slot(array, index), memory_order_relaxed);
-    if (has_top)
-        /* pairs with: nothing, the owner wrote it */
-        items[taken++] = atomic_load_explicit(wsd_slot(array, top), memory_order_relaxed);
-    if (rest != target)
-        /* pairs with: the acquire of `bottom` in wsd_steal_once */
-        atomic_store_explicit(&deque->bottom, rest, WSD_POP_BOTTOM);
-    return taken;
+    if (top < target)
+        return count; /* everything wanted lies above `top` */
+    bool has_top = top < bottom && wsd_take(deque, top, WSD_POP_CAS);
+    int64_t rest = top < bottom ? top + 1 : bottom; /* taken or stolen, index `top` is used up */
+    deque->cached_top = rest;
+    /* pairs with: the acquire of `bottom` in wsd_steal_once */
+    atomic_store_explicit(&deque->bottom, rest, WSD_POP_BOTTOM);
+    return bottom - rest + has_top;
 }
 
 /* Owner: take the newest item. */

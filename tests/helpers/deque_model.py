@@ -127,26 +127,24 @@ class DequeModel:
             if size == 1 or (self.mutant == "two unfenced" and size == 2):
                 return (yield from self._pop_last(own))
             bottom, target = own.bottom, own.bottom - wanted
+            items = []
+            for index in range(bottom - 1, target - 1, -1):
+                item = yield load(self._slot(own.array, index), "relaxed")
+                items.append(item)
             yield store("bottom", target, self.orders["WSD_POP_BOTTOM"])
             yield fence(self.orders["WSD_POP_FENCE"])
             top = yield load("top", self.orders["WSD_POP_TOP"])
-            lowest = rest = target
-            cached_top = top
+            if top <= target if self.mutant == "off by one" else top < target:
+                yield from self._use(items)
+                return evolve(own, bottom=target, cached_top=top), tuple(items)
             has_top = False
-            if top > target if self.mutant == "off by one" else top >= target:
-                lowest = rest = cached_top = top + 1 if top < bottom else bottom
-                if top < bottom:
-                    has_top = yield cas("top", top, top + 1, self.orders["WSD_POP_CAS"])
-            items = []
-            for index in range(bottom - 1, lowest - 1, -1):
-                item = yield load(self._slot(own.array, index), "relaxed")
-                items.append(item)
-            if has_top:
-                items.append((yield load(self._slot(own.array, top), "relaxed")))
-            if rest != target:
-                yield store("bottom", rest, self.orders["WSD_POP_BOTTOM"])
+            if top < bottom:
+                has_top = yield cas("top", top, top + 1, self.orders["WSD_POP_CAS"])
+            rest = top + 1 if top < bottom else bottom
+            yield store("bottom", rest, self.orders["WSD_POP_BOTTOM"])
+            items = items[: bottom - rest + has_top]
             yield from self._use(items)
-            return evolve(own, bottom=rest, cached_top=cached_top), tuple(items)
+            return evolve(own, bottom=rest, cached_top=rest), tuple(items)
 
         return steps
 
