@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <time.h>
 
-#define PAIRS 2000000
+#define PAIRS 200000
 
 typedef struct ring {
     pthread_mutex_t mutex;

@@ -6,9 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from threading import Lock, Thread, get_ident
 from time import perf_counter, thread_time
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import anyio
 
@@ -260,6 +262,20 @@ class Worker:
                 parking.wait(key)
 
 
+_started: WeakSet[Scheduler] = WeakSet()
+
+
+@cache
+def _watch_forks() -> None:
+    """Have a forked child told that the threads are not there; asking for the pid is slower."""
+
+    def tell() -> None:
+        for scheduler in _started:
+            scheduler.is_foreign = True
+
+    os.register_at_fork(after_in_child=tell)
+
+
 class Scheduler:
     """The workers, the queues that tasks from outside come through, and the groups of tasks.
 
@@ -290,6 +306,7 @@ class Scheduler:
         self._process = 0
         self._began = 0.0
         self._ended = 0.0
+        self.is_foreign = False  # this process was forked from the one that has the threads
         self.is_closing = False
         self.is_stopping = False
         self._dropped: list[Callable[[], object]] = []
@@ -302,11 +319,6 @@ class Scheduler:
         return self._process != 0
 
     @property
-    def is_foreign(self) -> bool:
-        """Whether this process was forked from the one that has the threads."""
-        return self.is_started and self._process != os.getpid()
-
-    @property
     def wall_time(self) -> float:
         """Seconds since the start, or from start to end."""
         if not self.is_started:
@@ -315,6 +327,9 @@ class Scheduler:
 
     def start(self) -> None:
         """Start the threads."""
+        if hasattr(os, "register_at_fork"):
+            _watch_forks()
+            _started.add(self)
         self._process = os.getpid()
         self._began = perf_counter()
         self._running = len(self.workers)
@@ -330,9 +345,9 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise if tasks would not be run."""
-        if not self.is_started:
+        if not self._process:
             raise RuntimeError("this pool has not been entered; use it in a with block")
-        if self._process != os.getpid():
+        if self.is_foreign:
             raise RuntimeError(
                 f"this pool's threads are in process {self._process}, from which this one was "
                 "forked; make a new pool here"

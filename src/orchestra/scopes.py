@@ -100,8 +100,14 @@ class TaskScope:
             anyio.ClosedResourceError: The scope's block has not been entered, or has ended.
             RuntimeError: This process was forked from the pool's.
         """
-        self._expect(1)
-        self._scheduler.put((self, fn, args), self._role)
+        scheduler = self._scheduler
+        if scheduler.is_foreign:
+            scheduler.check()
+        with self._lock:
+            if self._is_closed:
+                raise anyio.ClosedResourceError
+            self._pending += 1
+        scheduler.put((self, fn, args), self._role)
 
     def submit_many(self, fn: Callable[[T], object], items: Iterable[T], /) -> None:
         """Have workers call ``fn(item)`` for each item: cheaper than one by one. Never blocks.
@@ -140,15 +146,12 @@ class TaskScope:
 
     def put_all(self, tasks: list[Task]) -> None:
         """For the pool."""
-        self._expect(len(tasks))
-        self._scheduler.put_many(tasks, self._role)
-
-    def _expect(self, count: int) -> None:
         self._scheduler.check()
         with self._lock:
             if self._is_closed:
                 raise anyio.ClosedResourceError
-            self._pending += count
+            self._pending += len(tasks)
+        self._scheduler.put_many(tasks, self._role)
 
     # The scheduler's side: see `orchestra._scheduler.Group`.
 

@@ -125,30 +125,49 @@ WSD_COLD static PyObject *refuse_arguments(const char *call, Py_ssize_t given)
 
 /* --- WorkStealingDeque ------------------------------------------------------------------- */
 
-static PyObject *deque_push_many(deque_object *self, PyObject *iterable)
+typedef PyObject *(*item_getter)(PyObject *, Py_ssize_t);
+
+/* Push what a list or tuple holds. No Python code runs meanwhile, so that it cannot change. */
+static bool push_sequence(deque_object *self, PyObject *items, Py_ssize_t count, item_getter get)
 {
-    if (!is_owner(self, "push_many"))
-        return NULL;
-    PyObject *items = PySequence_Tuple(iterable);
-    if (items == NULL)
-        return NULL;
-    Py_ssize_t count = PyTuple_Size(items);
-    if (!wsd_reserve(self->items, count)) {
-        Py_DECREF(items);
-        return PyErr_NoMemory();
-    }
     int64_t words[CHUNK];
+    if (!wsd_reserve(self->items, count))
+        return false;
     for (Py_ssize_t start = 0; start < count; start += CHUNK) {
         Py_ssize_t length = count - start < CHUNK ? count - start : CHUNK;
         for (Py_ssize_t index = 0; index < length; index++) {
-            PyObject *item = PyTuple_GetItem(items, start + index);
+            PyObject *item = get(items, start + index);
             Py_INCREF(item);
             words[index] = to_word(item);
         }
         wsd_push_many(self->items, words, length); /* there is room: it cannot fail */
     }
+    return true;
+}
+
+static PyObject *deque_push_many(deque_object *self, PyObject *iterable)
+{
+    if (!is_owner(self, "push_many"))
+        return NULL;
+#ifndef Py_GIL_DISABLED /* without a GIL another thread might change the list */
+    if (PyList_CheckExact(iterable)) {
+        if (!push_sequence(self, iterable, PyList_Size(iterable), PyList_GetItem))
+            return PyErr_NoMemory();
+        return none();
+    }
+#endif
+    PyObject *items = PySequence_Tuple(iterable);
+    if (items == NULL)
+        return NULL;
+    PyObject *result = NULL;
+    if (is_owner(self, "push_many")) { /* the iterable may have made another thread the owner */
+        if (push_sequence(self, items, PyTuple_Size(items), PyTuple_GetItem))
+            result = none();
+        else
+            PyErr_NoMemory();
+    }
     Py_DECREF(items);
-    return none();
+    return result;
 }
 
 static PyObject *deque_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -308,7 +327,7 @@ static PyObject *deque_pop_many(deque_object *self, PyObject *argument)
     Py_ssize_t count = to_count(argument);
     if (count < 0)
         return NULL;
-    if (!is_owner(self, "pop_many")) /* __index__ may have called adopt() elsewhere */
+    if (!is_owner(self, "pop_many")) /* __index__ may have made another thread the owner */
         return NULL;
     int64_t size = wsd_size(self->items);
     if (count > size)
