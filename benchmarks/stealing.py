@@ -242,7 +242,7 @@ def tiny_rows(rounds: int) -> list[Row]:
         Row(
             "tiny tasks, ThreadPoolExecutor / submit",
             executor_ / one,
-            8.0,
+            5.0,
             ">=",
             f"{executor_:.2f} us / {one:.2f} us; medians {usual['executor']:.2f} / {usual['one']:.2f}",
         ),

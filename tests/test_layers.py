@@ -15,9 +15,15 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = {
     "orchestra": 0,
     "orchestra._core": 1,
+    "orchestra._groups": 2,
+    "orchestra._native": 1,
+    "orchestra._scheduler": 2,
     "orchestra.background": 2,
     "orchestra.concurrency": 2,
     "orchestra.processes": 2,
+    "orchestra.scopes": 2,
+    "orchestra.stealing": 2,
+    "orchestra.workers": 2,
     "orchestra.sessions": 3,
     "orchestra.stores": 3,
     "orchestra.opencode": 4,
@@ -138,6 +144,15 @@ PURE = [
 def test_pure_cores_know_no_clock_and_no_io(name: str) -> None:
     """A pure core imports no loop, clock, randomness, thread, process, file or socket."""
     assert not [found for found in imports(name) if found.top in SANS_IO]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not is_within(n, "orchestra._native")])
+def test_one_module_knows_the_c_boundary(name: str) -> None:
+    """Only `orchestra.stealing` imports the extension's package, and nothing imports cffi."""
+    for found in imports(name):
+        is_boundary = is_within(found.module, "orchestra._native")
+        assert not is_boundary or name == "orchestra.stealing", f"{name}:{found.line}"
+        assert found.top != "cffi", f"{name}:{found.line}"
 
 
 @pytest.mark.parametrize("name", list(MODULES))

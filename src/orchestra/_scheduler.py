@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import anyio
 
-from orchestra.stealing import EventCount, WorkStealingDeque
+from orchestra.stealing import EventCount, Stealer, WorkStealingDeque
 
 __all__ = ("Group", "Latch", "Scheduler", "Task", "Worker")
 
@@ -119,16 +119,16 @@ class Worker:
         self._scheduler = scheduler
         self._tick = 0
         self._victims: deque[Worker] = deque()
-        self.role = role
-        self.deque = WorkStealingDeque[Task]()
-        self.stealer = self.deque.stealer
+        self.role: str = role
+        self.deque: WorkStealingDeque[Task] = WorkStealingDeque()
+        self.stealer: Stealer[Task] = self.deque.stealer
         self._take: Callable[[], Task | None] = self.stealer.steal if is_fifo else self.deque.pop
-        self.executed = 0
-        self.stolen = 0
-        self.attempts = 0
-        self.parks = 0
-        self.cpu_time = 0.0
-        self.thread = Thread(target=self._main, name=name, daemon=True)
+        self.executed: int = 0
+        self.stolen: int = 0
+        self.attempts: int = 0
+        self.parks: int = 0
+        self.cpu_time: float = 0.0
+        self.thread: Thread = Thread(target=self._main, name=name, daemon=True)
 
     def meet(self, workers: list[Worker]) -> None:
         """Learn whom to steal from: the others, own role first, beginning with the next one."""
@@ -283,9 +283,9 @@ class Scheduler:
     """
 
     def __init__(self, workers: Mapping[str, int], name: str, *, is_fifo: bool) -> None:
-        self.name = name
-        self.is_fifo = is_fifo
-        self.parking = EventCount()
+        self.name: str = name
+        self.is_fifo: bool = is_fifo
+        self.parking: EventCount = EventCount()
         self.injectors: dict[str, deque[Task]] = {role: deque() for role in workers}
         self._injectors_for = {
             role: [own, *(queue for queue in self.injectors.values() if queue is not own)]
@@ -306,12 +306,12 @@ class Scheduler:
         self._process = 0
         self._began = 0.0
         self._ended = 0.0
-        self.is_foreign = False  # this process was forked from the one that has the threads
-        self.is_closing = False
-        self.is_stopping = False
+        self.is_foreign: bool = False  # this process was forked from the one that has the threads
+        self.is_closing: bool = False
+        self.is_stopping: bool = False
         self._dropped: list[Callable[[], object]] = []
-        self.idle = Latch()  # closing, and every group is finished
-        self.stopped = Latch()  # every worker has ended
+        self.idle: Latch = Latch()  # closing, and every group is finished
+        self.stopped: Latch = Latch()  # every worker has ended
 
     @property
     def is_started(self) -> bool:

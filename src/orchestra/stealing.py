@@ -65,7 +65,7 @@ def scan_files(
     Args:
         paths: Files to read, of any size; not followed into directories.
         needles: At most 62 byte strings, none of them empty.
-        threads: How many threads read, 1 to 64; None for `available_cores`. The fallback uses one.
+        threads: How many threads read, 1 to 64; None for one on each core. The fallback uses one.
 
     Returns:
         For each path an integer in which bit k is set if needle k occurs, or a negative

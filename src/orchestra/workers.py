@@ -12,8 +12,9 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
+from orchestra._groups import Call
 from orchestra._scheduler import Scheduler
-from orchestra.scopes import Call, TaskScope, is_in_event_loop, raise_first
+from orchestra.scopes import TaskScope, is_in_event_loop, raise_first
 from orchestra.stealing import IMPLEMENTATION, available_cores, default_workers
 
 __all__ = ("WorkStealingPool", "WorkStealingStatistics", "WorkerStatistics")
@@ -263,10 +264,11 @@ class WorkStealingPool:
         given = list(items)
         results: list[Any] = [None] * len(given)
 
-        def call(position: int, item: T) -> None:
+        def call(numbered: tuple[int, T]) -> None:
+            position, item = numbered
             results[position] = fn(item)
 
-        scope.put_all([(scope, call, each) for each in enumerate(given)])
+        scope.submit_many(call, enumerate(given))
         return results
 
     def close(

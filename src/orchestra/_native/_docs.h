@@ -16,7 +16,7 @@
     "Tasks of one event loop share one thread and need no stealing: a plain queue serves them better.\n" \
     "\n" \
     "The algorithm is Chase & Lev (SPAA 2005) with the memory orders of Le et al. (PPoPP 2013);\n" \
-    "without the native extension it is a `collections.deque` with the same behaviour.\n" \
+    "without the native extension it is a ``collections.deque`` with the same behaviour.\n" \
     "\n" \
     "Args:\n" \
     "    items: Pushed in order; the last one is popped first.\n" \
@@ -92,7 +92,7 @@
     "A handle that can only steal; keeps the deque alive."
 
 #define DOC_DEQUE_OWNER  \
-    "The identity of the owning thread, as from `threading.get_ident`."
+    "The identity of the owning thread, as from ``threading.get_ident()``."
 
 #define DOC_DEQUE_STATISTICS "statistics($self, /)\n" \
     "--\n" \

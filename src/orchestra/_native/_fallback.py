@@ -48,7 +48,7 @@ class WorkStealingDeque(Generic[T]):
     Tasks of one event loop share one thread and need no stealing: a plain queue serves them better.
 
     The algorithm is Chase & Lev (SPAA 2005) with the memory orders of Le et al. (PPoPP 2013);
-    without the native extension it is a `collections.deque` with the same behaviour.
+    without the native extension it is a ``collections.deque`` with the same behaviour.
 
     Args:
         items: Pushed in order; the last one is popped first.
@@ -181,7 +181,7 @@ class WorkStealingDeque(Generic[T]):
 
     @property
     def owner(self) -> int:
-        """The identity of the owning thread, as from `threading.get_ident`."""
+        """The identity of the owning thread, as from ``threading.get_ident()``."""
         return self._owner
 
     def statistics(self) -> DequeStatistics:

@@ -10,7 +10,7 @@ class DequeStatistics:
     """What a `WorkStealingDeque` holds at one moment.
 
     Attributes:
-        implementation: ``native`` (the C extension) or ``fallback`` (`collections.deque`).
+        implementation: ``native`` (the C extension) or ``fallback`` (``collections.deque``).
         size: Items inside; a guess while other threads work on it.
         capacity: Items for which there is room without growing; None for the fallback.
         arrays: Arrays held, the outgrown ones included; None for the fallback.
