@@ -338,7 +338,7 @@ class Scheduler:
                 worker.thread.start()
             except BaseException:
                 self._running = started
-                self.is_stopping = True
+                self.is_closing = self.is_stopping = True
                 self.parking.notify_all()
                 raise
             self._by_thread[worker.thread.ident or 0] = worker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -208,6 +209,87 @@ def test_waiting_task_does_not_pile_up_others() -> None:
     with WorkStealingPool(4) as pool:
         pool.map(outer, range(500))
     assert max(deepest) < 60
+
+
+def test_waiting_task_sleeps_while_others_run_its_tasks() -> None:
+    """A task whose own tasks run elsewhere sleeps until they end, and has their errors."""
+    gate = Gate()
+
+    def fail() -> None:
+        gate()
+        raise LookupError
+
+    def outer() -> None:
+        with pool.scope() as inner:
+            inner.submit(fail)
+            assert gate.begun.wait(30)  # the other worker has stolen it
+
+    with WorkStealingPool(2) as pool, pool.scope() as scope:
+        future = scope.future(outer)
+        assert gate.begun.wait(30)
+        while pool.statistics().sleeping < 1:
+            pass
+        gate.go.set()
+        assert isinstance(future.exception(30), ExceptionGroup)
+
+
+def test_helping_worker_drops_and_fails_like_any() -> None:
+    """A worker that runs tasks while it waits drops those of cancelled scopes, and keeps errors."""
+    ran: list[int] = []
+
+    def outer() -> None:
+        with pool.scope() as inner:
+            inner.submit_many(ran.append, range(5))
+            inner.submit(divmod, 1, 0)  # popped first
+
+    with WorkStealingPool(1) as pool, pool.scope() as scope:
+        future = scope.future(outer)
+        assert isinstance(future.exception(30), ExceptionGroup)
+    assert ran == []
+
+
+def test_interrupt_while_waiting_drops_and_waits() -> None:
+    """Ctrl-C at the end of a block drops what has not started, waits for the rest, and comes out."""
+    gate = Gate()
+    ran: list[int] = []
+
+    def interrupt() -> None:
+        assert gate.begun.wait(30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not scope.is_cancelled:
+            pass
+        gate.go.set()
+
+    helper = threading.Thread(target=interrupt)
+    with WorkStealingPool(1) as pool:
+        with pytest.raises(KeyboardInterrupt), pool.scope() as scope:  # noqa: PT012
+            helper.start()
+            running = scope.future(gate)
+            scope.submit(ran.append, 1)
+        helper.join(30)
+        assert running.result(0) == "done"
+        assert ran == []
+
+
+def test_threads_that_cannot_start_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system refuses a thread, entering raises and the threads started so far end."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "short-worker-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    pool = WorkStealingPool(4, name="short")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            pool.__enter__()
+    for worker in pool._scheduler.workers[:2]:
+        worker.thread.join(30)
+        assert not worker.thread.is_alive()
+    with pytest.raises(anyio.ClosedResourceError):
+        pool.map(abs, [1])
 
 
 @pytest.mark.parametrize("order", ["lifo", "fifo"])

@@ -98,3 +98,12 @@ def test_public_function_takes_any_iterables(tmp_path: Path) -> None:
     paths = write(tmp_path, [b"a", b"b", b"ab"] + [b"-" * 10] * 60)
     found = scan_files(iter(paths), iter([b"a", b"b"]))
     assert found == [1, 2, 3] + [0] * 60
+
+
+def test_limits_are_those_of_the_c_source() -> None:
+    """Both implementations have the same limits."""
+    if _native.IMPLEMENTATION != "native":
+        pytest.skip(f"the native extension is not active: {_native.REASON}")
+    from orchestra._native._loader import lib
+
+    assert (lib.EXE_MAX_NEEDLES, lib.EXE_MAX_THREADS) == (_scan.MAX_NEEDLES, _scan.MAX_THREADS)

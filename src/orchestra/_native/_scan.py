@@ -10,6 +10,8 @@ from collections.abc import Sequence
 MAX_NEEDLES = 62
 MAX_THREADS = 64
 _WINDOW = 256 * 1024
+# Opening a FIFO must not wait for its writer. Windows has none of these, nor needs them.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK"))
 
 
 def _check(needles: Sequence[bytes], threads: int) -> None:
@@ -79,7 +81,7 @@ def _scan_one(name: bytes, needles: Sequence[bytes]) -> int:
     found = 0
     kept = b""
     try:
-        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        file = os.open(name, _FLAGS | getattr(os, "O_BINARY", 0))
     except OSError as error:
         return -(error.errno or errno.EIO)
     try:
