@@ -100,3 +100,23 @@ def test_stale_glue_is_noticed() -> None:
     assert not generate.is_glue_current(committed + "int more;\n")
     other = committed.replace("with cffi ", "with cffi 0.", 1)
     assert generate.is_glue_current(other)
+
+
+@pytest.mark.parametrize("has_compiler", [True, False])
+def test_building_succeeds_without_a_compiler(tmp_path: Path, *, has_compiler: bool) -> None:
+    """The extension is optional: without a compiler nothing is built, and that is no error."""
+    pytest.importorskip("setuptools", reason="setuptools is not here; install it to run this")
+    if has_compiler and not COMPILERS:
+        pytest.skip("there is no C compiler here; install gcc or clang to run this")
+    places = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    compiler = {} if has_compiler else {"CC": str(tmp_path / "no-such-compiler")}
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *places],
+        cwd=ROOT,
+        env=os.environ | compiler,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert bool(list(tmp_path.glob("lib/orchestra/_native/_orchestra*"))) is has_compiler
