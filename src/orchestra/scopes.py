@@ -127,11 +127,11 @@ class TaskScope:
     ) -> None:
         if self._scheduler.is_foreign:
             return  # a forked process leaves the block: the tasks are its parent's
-        self._group.begin_join(exc)
         try:
+            self._group.begin_join(exc)
             self._scheduler.wait(self._group.latch)
         except BaseException as interrupt:  # Ctrl-C in the main thread
-            self.cancel()
+            self._group.begin_join(interrupt)
             self._group.latch.wait()
             self._group.end_join(interrupt)
             raise

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from time import sleep
 from typing import Any
 
 import anyio
@@ -257,15 +258,15 @@ def test_interrupt_while_waiting_drops_and_waits() -> None:
         assert gate.begun.wait(30)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while not scope.is_cancelled:
-            pass
+            sleep(0.001)
         gate.go.set()
 
     helper = threading.Thread(target=interrupt)
     with WorkStealingPool(1) as pool:
         with pytest.raises(KeyboardInterrupt), pool.scope() as scope:  # noqa: PT012
-            helper.start()
             running = scope.future(gate)
             scope.submit(ran.append, 1)
+            helper.start()
         helper.join(30)
         assert running.result(0) == "done"
         assert ran == []
