@@ -29,7 +29,11 @@ setup(
                 "src/orchestra/_native/_docs.h",
             ],
             include_dirs=["csrc", "src/orchestra/_native"],
-            define_macros=[("Py_LIMITED_API", "0x030b0000")] if HAS_LIMITED_API else [],
+            define_macros=[
+                ("Py_LIMITED_API", "0x030b0000")
+                if HAS_LIMITED_API
+                else ("_CFFI_NO_LIMITED_API", "1")
+            ],
             extra_compile_args=["-std=gnu11", "-pthread"],
             extra_link_args=["-pthread"],
             py_limited_api=HAS_LIMITED_API,

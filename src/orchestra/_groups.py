@@ -99,12 +99,17 @@ class ScopeGroup:
             self.pending -= count
             self.is_closed = is_last = self._is_joining and not self.pending
         if is_last:
-            self.latch.set()
+            self._settle()
 
     def abort(self) -> None:
-        """As `Group.abort`."""
+        """As `Group.abort`. It does not need the block's end, which an interrupt may have cut off."""
         self._is_aborted = True
         self.is_cancelled = True
+        self.begin_join(None)
+
+    def _settle(self) -> None:
+        self._scheduler.close_group(self)
+        self.latch.set()
 
     def begin_join(self, exc: BaseException | None) -> None:
         """The block is left: the latch is set when the last task is over."""
@@ -114,11 +119,10 @@ class ScopeGroup:
             self._is_joining = True
             self.is_closed = is_last = not self.pending
         if is_last:
-            self.latch.set()
+            self._settle()
 
     def end_join(self, exc: BaseException | None) -> None:
         """Raise what went wrong; ``exc`` is what the block raises anyway, if anything."""
-        self._scheduler.close_group(self)
         errors, self._errors = self._errors, []
         if errors:
             if exc is not None:

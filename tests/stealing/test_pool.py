@@ -255,7 +255,8 @@ def test_interrupt_while_waiting_drops_and_waits() -> None:
     ran: list[int] = []
 
     def interrupt() -> None:
-        assert gate.begun.wait(30)
+        while not scope._group.latch._callbacks:  # until the block waits at its end
+            sleep(0.001)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while not scope.is_cancelled:
             sleep(0.001)
@@ -270,6 +271,21 @@ def test_interrupt_while_waiting_drops_and_waits() -> None:
         helper.join(30)
         assert running.result(0) == "done"
         assert ran == []
+
+
+def test_scope_whose_end_was_cut_off_does_not_hold_up_the_pool() -> None:
+    """A block that an interrupt left without its end is ended by a pool that drops its tasks."""
+    gate = Gate()
+    with WorkStealingPool(1) as pool:
+        scopes = [pool.scope().__enter__(), pool.scope().__enter__()]
+        scopes[0].submit(gate)
+        scopes[0].submit(print, "never")
+        assert gate.begun.wait(30)
+        gate.go.set()
+        assert len(pool.close(cancel_pending=True)) <= 1
+    for scope in scopes:
+        with pytest.raises(anyio.ClosedResourceError):
+            scope.submit(print)
 
 
 def test_threads_that_cannot_start_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
