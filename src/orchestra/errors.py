@@ -9,13 +9,18 @@ Every error pickles.
 
 from __future__ import annotations
 
+from orchestra.events import CircuitState
+
 __all__ = (
     "AgentNotFoundError",
+    "CircuitOpenError",
+    "CapacityError",
     "ConfigurationError",
     "MissionError",
     "ModelNotFoundError",
     "OrchestraError",
     "PlanError",
+    "PressureError",
     "RejectedError",
     "RemoteProtocolError",
     "ServerError",
@@ -49,6 +54,56 @@ class RejectedError(OrchestraError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class CapacityError(RejectedError):
+    """There is no room to wait in: the queue is full, or its owner is closed."""
+
+
+class PressureError(RejectedError):
+    """Work of low priority was turned away because memory is short.
+
+    Args:
+        message: What happened and what to do.
+        usage: How much of the memory was in use, from 0.0 to 1.0.
+        retry_after: Seconds until trying again makes sense.
+    """
+
+    def __init__(self, message: str, usage: float, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.args = (message, usage, retry_after)
+        self.usage = usage
+
+
+class CircuitOpenError(RejectedError):
+    """A circuit breaker did not let the call through.
+
+    Args:
+        breaker_name: The breaker's name.
+        state: OPEN, HALF_OPEN (every probe is out) or FORCED_OPEN.
+        retry_after: Seconds until the next probe is let through; None unless ``state`` is OPEN.
+        failures: How many failures opened the circuit; 0 when slow calls did.
+    """
+
+    def __init__(
+        self,
+        breaker_name: str,
+        state: CircuitState,
+        retry_after: float | None = None,
+        failures: int = 0,
+    ) -> None:
+        if state is CircuitState.FORCED_OPEN:
+            facts = "is held open by isolate(); call reset() to close it"
+        elif state is CircuitState.HALF_OPEN:
+            facts = "is half-open and its probes are out; call again when they have ended"
+        else:
+            reason = f"{failures} failures" if failures else "slow calls"
+            facts = f"is open after {reason}; next probe in {retry_after or 0.0:.1f} s"
+        super().__init__(f"circuit {breaker_name!r} {facts}", retry_after)
+        self.args = (breaker_name, state, retry_after, failures)
+        self.breaker_name = breaker_name
+        self.state = state
+        self.failures = failures
 
 
 class ConfigurationError(OrchestraError, ValueError):
