@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ("is_async", "refuse_generator")
+from orchestra.abc import Policy
+
+__all__ = ("decorated", "is_async", "refuse_generator")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def is_async(fn: object) -> bool:
@@ -36,3 +43,26 @@ def refuse_generator(fn: object) -> None:
         raise TypeError(
             f"cannot decorate the generator function {fn!r}: use a `with` block inside it"
         )
+
+
+def decorated(
+    policy: Policy, fn: Callable[P, Coroutine[Any, Any, T]]
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Wrap an async function so that every call of it goes through a policy.
+
+    Args:
+        policy: Whose ``call`` is used.
+        fn: A coroutine function.
+
+    Raises:
+        TypeError: It is no coroutine function.
+    """
+    refuse_generator(fn)
+    if not is_async(fn):
+        raise TypeError(f"cannot decorate {fn!r}: it is not an async function")
+
+    @functools.wraps(fn)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await policy.call(fn, *args, **kwargs)
+
+    return wrapper

@@ -24,23 +24,21 @@ class Teller(Generic[E]):
     `put` may be called under a lock; `deliver` calls the listener and must not be. Events come in
     the order of `put`, one at a time, from whichever thread delivers.
 
+    Attributes:
+        events: What was put and not yet told.
+
     Args:
         listener: Called with each event; None: nothing is kept and nothing is told.
     """
 
-    __slots__ = ("_delivering", "_events", "_listener")
+    __slots__ = ("_delivering", "_listener", "events")
 
     def __init__(self, listener: Listener[E] | None) -> None:
         if listener is not None and not callable(listener):
             raise TypeError(f"listener must be callable or None, not {listener!r}")
         self._listener = listener
-        self._events: deque[E] = deque()
+        self.events: deque[E] = deque()
         self._delivering = threading.Lock()
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether there is something to deliver."""
-        return bool(self._events)
 
     def put(self, event: E) -> None:
         """Keep an event until `deliver`.
@@ -49,16 +47,16 @@ class Teller(Generic[E]):
             event: What happened.
         """
         if self._listener is not None:
-            self._events.append(event)
+            self.events.append(event)
 
     def deliver(self) -> None:
         """Tell what was put; returns at once when another call is doing it already."""
         # Whoever put an event after the inner loop ended finds the lock taken and goes away, so
         # the one that held it must look again after letting go.
-        while self._events and self._delivering.acquire(blocking=False):
+        while self.events and self._delivering.acquire(blocking=False):
             try:
-                while self._events:
-                    self._tell(self._events.popleft())
+                while self.events:
+                    self._tell(self.events.popleft())
             finally:
                 self._delivering.release()
 

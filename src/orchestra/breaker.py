@@ -35,6 +35,8 @@ __all__ = (
     "FailureRate",
 )
 
+_OPEN = CircuitState.OPEN
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -127,9 +129,9 @@ class CircuitBreaker:
     failure as long as the time-out is *around* the breaker: put it inside.
 
     Entering never blocks. No lock is held during a call, so one breaker may be used by many tasks
-    and threads at once. A ``with`` block must be left in the context it was entered in, which only
-    an exit stack that is handed from one task to another does not do; such a program uses
-    `acquire`, whose permit is a context manager of its own.
+    and threads at once. A ``with breaker:`` block finds its permit through the context, so it must
+    be left in the context it was entered in. Where that is not sure (generators, exit stacks that
+    are handed from one task to another) write ``with breaker.acquire():``, which keeps it itself.
 
     It counts failures, it does not bound how many calls run at once (`ConcurrencyController`) and
     repeats nothing (`Retry`). States and vocabulary are those of resilience4j and Polly.
@@ -221,27 +223,33 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: The circuit does not let the call pass; a fresh error every time.
         """
-        return CircuitPermit(self, *self._begin())
-
-    def _begin(self) -> tuple[int, float]:
         generation = self._breaker.free_pass
         if generation is None:
             generation = self._ask()
-        return generation, self._clock() if self._is_timed else 0.0
+        return CircuitPermit(self, generation, self._clock() if self._is_timed else 0.0)
 
     def _ask(self) -> int:
         now = self._clock()
+        breaker = self._breaker
         with self._lock:
-            breaker = self._breaker
             generation = breaker.admit(now)
-            state, trip, retry_after = breaker.state, breaker.trip, breaker.retry_after(now)
-        self._teller.deliver()
+            state, reopens_at, trip = breaker.state, breaker.reopens_at, breaker.trip
+        if self._teller.events:
+            self._teller.deliver()
         if generation is None:
-            failures = trip.failures if trip is not None else 0
-            raise CircuitOpenError(self._name, state, retry_after, failures)
+            # Not kept in a variable: the traceback would make a cycle of it and this frame.
+            raise CircuitOpenError(
+                self._name,
+                state,
+                max(reopens_at - now, 0.0) if state is _OPEN else None,
+                trip.failures if trip is not None else 0,
+            )
         return generation
 
     def _succeed(self, generation: int, started: float) -> None:
+        if generation == self._breaker.quiet_pass:
+            self._breaker.succeeded += 1
+            return
         outcome = SUCCEEDED
         now = 0.0
         if self._is_timed:
@@ -250,7 +258,7 @@ class CircuitBreaker:
                 outcome = SLOW
         with self._lock:
             self._breaker.record(generation, outcome, now)
-        if self._teller.is_loaded:
+        if self._teller.events:
             self._teller.deliver()
 
     def _fail(self, generation: int, started: float, error: BaseException) -> None:
@@ -291,7 +299,10 @@ class CircuitBreaker:
         )
 
     def __enter__(self) -> None:
-        generation, started = self._begin()
+        generation = self._breaker.free_pass
+        if generation is None:
+            generation = self._ask()
+        started = self._clock() if self._is_timed else 0.0
         _blocks.set((self, generation, started, _blocks.get()))
 
     def __exit__(
@@ -300,18 +311,29 @@ class CircuitBreaker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        block = _blocks.get()
-        if block is None or block[0] is not self:
-            raise RuntimeError(
-                f"the block of circuit {self._name!r} was entered in another context, or blocks "
-                "are left out of order; use acquire() and keep the permit"
-            )
-        _, generation, started, outer = block
-        _blocks.set(outer)
+        generation, started = self._leave()
         if exc is None:
             self._succeed(generation, started)
         else:
             self._fail(generation, started, exc)
+
+    def _leave(self) -> tuple[int, float]:
+        inner = []
+        block = _blocks.get()
+        while block is not None and block[0] is not self:
+            inner.append(block)
+            block = block[3]
+        if block is None:
+            raise RuntimeError(
+                f"this block of circuit {self._name!r} was entered in another context; use "
+                "acquire() and keep the permit"
+            )
+        _, generation, started, rest = block
+        # Generators that one task runs side by side may leave their blocks out of order.
+        for other in reversed(inner):
+            rest = (*other[:3], rest)
+        _blocks.set(rest)
+        return generation, started
 
     async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call an async function under this breaker; a checkpoint where the function is one.
@@ -337,13 +359,17 @@ class CircuitBreaker:
             TypeError: ``fn`` is a generator function or cannot be called.
         """
         refuse_generator(fn)
-        begin, succeed, fail = self._begin, self._succeed, self._fail
+        breaker, clock, is_timed = self._breaker, self._clock, self._is_timed
+        ask, succeed, fail = self._ask, self._succeed, self._fail
         if is_async(fn):
             work = cast("Callable[P, Awaitable[Any]]", fn)
 
             @wraps(work)
             async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                generation, started = begin()
+                generation = breaker.free_pass
+                if generation is None:
+                    generation = ask()
+                started = clock() if is_timed else 0.0
                 try:
                     result = await work(*args, **kwargs)
                 except BaseException as error:
@@ -356,7 +382,10 @@ class CircuitBreaker:
 
         @wraps(fn)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-            generation, started = begin()
+            generation = breaker.free_pass
+            if generation is None:
+                generation = ask()
+            started = clock() if is_timed else 0.0
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:

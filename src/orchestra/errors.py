@@ -13,8 +13,8 @@ from orchestra.events import CircuitState
 
 __all__ = (
     "AgentNotFoundError",
-    "CircuitOpenError",
     "CapacityError",
+    "CircuitOpenError",
     "ConfigurationError",
     "MissionError",
     "ModelNotFoundError",
@@ -49,8 +49,12 @@ class RejectedError(OrchestraError):
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after)
-        self.message = message
         self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        """What happened and what to do."""
+        return str(self.args[0])
 
     def __str__(self) -> str:
         return self.message
@@ -92,18 +96,24 @@ class CircuitOpenError(RejectedError):
         retry_after: float | None = None,
         failures: int = 0,
     ) -> None:
-        if state is CircuitState.FORCED_OPEN:
-            facts = "is held open by isolate(); call reset() to close it"
-        elif state is CircuitState.HALF_OPEN:
-            facts = "is half-open and its probes are out; call again when they have ended"
-        else:
-            reason = f"{failures} failures" if failures else "slow calls"
-            facts = f"is open after {reason}; next probe in {retry_after or 0.0:.1f} s"
-        super().__init__(f"circuit {breaker_name!r} {facts}", retry_after)
-        self.args = (breaker_name, state, retry_after, failures)
+        # A breaker that is open must cost less than the call it saves: the sentence is made when
+        # it is read, and the base classes have nothing to add.
+        self.retry_after = retry_after
         self.breaker_name = breaker_name
         self.state = state
         self.failures = failures
+
+    @property
+    def message(self) -> str:
+        """The facts, and what to do."""
+        if self.state is CircuitState.FORCED_OPEN:
+            facts = "is held open by isolate(); call reset() to close it"
+        elif self.state is CircuitState.HALF_OPEN:
+            facts = "is half-open and its probes are out; call again when they have ended"
+        else:
+            reason = f"{self.failures} failures" if self.failures else "slow calls"
+            facts = f"is open after {reason}; next probe in {self.retry_after or 0.0:.1f} s"
+        return f"circuit {self.breaker_name!r} {facts}"
 
 
 class ConfigurationError(OrchestraError, ValueError):

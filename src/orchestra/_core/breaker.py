@@ -52,6 +52,10 @@ TRANSITIONS: Final[Mapping[CircuitState, Mapping[CircuitCause, CircuitState]]] =
 )
 """Which cause leads from which state to which; what is not in it raises."""
 
+# Looking a member up in its enumeration costs more than the rest of a decision.
+_CLOSED: Final = CircuitState.CLOSED
+_OPEN: Final = CircuitState.OPEN
+_HALF_OPEN: Final = CircuitState.HALF_OPEN
 _LET_ALL_PASS: Final = frozenset({CircuitState.CLOSED, CircuitState.DISABLED})
 
 
@@ -75,9 +79,9 @@ class CircuitTrip:
 RecoveryTimeout: TypeAlias = float | Callable[[CircuitTrip], float]
 
 
-def _recovery_timeout(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _recovery_timeout(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not callable(value):
-        seconds(instance, attribute, value)
+        seconds(_instance, attribute, value)
 
 
 @attrs.frozen(kw_only=True)
@@ -106,7 +110,8 @@ class CircuitStatistics:
         recent_slow_calls: Those of them that were slow.
         probes_out: Probes under way.
         probes_passed: Probes that ended well in this half-open period.
-        succeeded: Calls that ended well, ever.
+        succeeded: Calls that ended well, ever. A lower bound on an interpreter without a global
+            lock, where two threads may count as one.
         failed: Calls that failed, ever.
         ignored: Calls that ended by cancellation or by an error the breaker is not about, ever.
         late: Those of all these that were let through in an earlier period, and decided nothing.
@@ -137,6 +142,8 @@ class Breaker:
         state: Where it stands.
         generation: How many transitions it took.
         free_pass: The permit of every call while all may pass; None while `admit` must be asked.
+        quiet_pass: The permit whose success would change nothing but `succeeded`; None while
+            every outcome must be given to `record`.
         trip: Why it last opened; None while it never has.
         reopens_at: When the break is over, in monotonic seconds.
 
@@ -160,6 +167,7 @@ class Breaker:
         "opened",
         "probes_out",
         "probes_passed",
+        "quiet_pass",
         "rejected",
         "reopens_at",
         "state",
@@ -178,9 +186,10 @@ class Breaker:
         self._attempt = 0
         self._not_before = -inf
         self._probed_at = -inf
-        self.state = CircuitState.CLOSED
+        self.state = _CLOSED
         self.generation = 0
         self.free_pass: int | None = 0
+        self.quiet_pass: int | None = None
         self.trip: CircuitTrip | None = None
         self.reopens_at = -inf
         self.probes_out = 0
@@ -204,11 +213,11 @@ class Breaker:
         """
         if self.free_pass is not None:
             return self.free_pass
-        if self.state is CircuitState.OPEN and now >= self.reopens_at:
+        if self.state is _OPEN and now >= self.reopens_at:
             self.take(CircuitCause.BREAK_OVER, now)
         elif self._are_probes_overdue(now):
             self.take(CircuitCause.PROBES_OVERDUE, now)
-        if self.state is CircuitState.HALF_OPEN and self.probes_out < self._config.half_open_max:
+        if self.state is _HALF_OPEN and self.probes_out < self._config.half_open_max:
             self.probes_out += 1
             self._probed_at = now
             return self.generation
@@ -217,7 +226,7 @@ class Breaker:
 
     def _are_probes_overdue(self, now: float) -> bool:
         return (
-            self.state is CircuitState.HALF_OPEN
+            self.state is _HALF_OPEN
             and self.probes_out == self._config.half_open_max
             and now - self._probed_at >= self._config.half_open_timeout
         )
@@ -242,10 +251,12 @@ class Breaker:
             return
         if retry_after is not None:
             self._not_before = max(self._not_before, now + retry_after)
-        if self.state is CircuitState.CLOSED:
-            if self._tally.add(outcome, now):
+        if self.state is _CLOSED:
+            is_met = self._tally.add(outcome, now)
+            self.quiet_pass = permit if self._tally.is_blank else None
+            if is_met:
                 self.take(CircuitCause.THRESHOLD_REACHED, now)
-        elif self.state is CircuitState.HALF_OPEN:
+        elif self.state is _HALF_OPEN:
             self.probes_out -= 1
             if outcome:
                 self.take(CircuitCause.PROBE_FAILED, now)
@@ -263,7 +274,7 @@ class Breaker:
         self.ignored += 1
         if permit != self.generation:
             self.late += 1
-        elif self.state is CircuitState.HALF_OPEN:
+        elif self.state is _HALF_OPEN:
             self.probes_out -= 1
 
     def take(self, cause: CircuitCause, now: float) -> None:
@@ -283,11 +294,12 @@ class Breaker:
         self.state = state
         self.generation += 1
         self.free_pass = self.generation if state in _LET_ALL_PASS else None
+        self.quiet_pass = None
         self.probes_out = self.probes_passed = 0
         try:
-            if state is CircuitState.OPEN:
+            if state is _OPEN:
                 self._begin_break(now)
-            elif state is CircuitState.CLOSED:
+            elif state is _CLOSED:
                 self._attempt = 0
                 self._not_before = -inf
                 self._tally = make_tally(self._config.failure_threshold)
@@ -321,7 +333,7 @@ class Breaker:
         Returns:
             Seconds, not below 0; None when the circuit is not OPEN.
         """
-        return max(self.reopens_at - now, 0.0) if self.state is CircuitState.OPEN else None
+        return max(self.reopens_at - now, 0.0) if self.state is _OPEN else None
 
     def statistics(self, now: float) -> CircuitStatistics:
         """Count what happened so far.

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import attrs
 
-__all__ = ("count", "exception_types", "finite", "optional_seconds", "seconds", "share")
+__all__ = (
+    "count",
+    "exception_types",
+    "finite",
+    "function",
+    "not_negative",
+    "of_type",
+    "optional_seconds",
+    "seconds",
+    "share",
+)
 
 
-def count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def count(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is an int of at least 1.
 
     Args:
-        instance: The object under construction.
         attribute: The field.
         value: What it shall hold.
 
@@ -46,11 +57,10 @@ def finite(name: str, value: object) -> float:
     return value
 
 
-def seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def seconds(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is a positive, finite number of seconds.
 
     Args:
-        instance: The object under construction.
         attribute: The field.
         value: What it shall hold.
 
@@ -62,11 +72,10 @@ def seconds(instance: object, attribute: attrs.Attribute[Any], value: object) ->
         raise ValueError(f"{attribute.name} must be above 0 seconds, not {value!r}")
 
 
-def optional_seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def optional_seconds(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is None or satisfies `seconds`.
 
     Args:
-        instance: The object under construction.
         attribute: The field.
         value: What it shall hold.
 
@@ -75,14 +84,60 @@ def optional_seconds(instance: object, attribute: attrs.Attribute[Any], value: o
         ValueError: It is not above 0, or not finite.
     """
     if value is not None:
-        seconds(instance, attribute, value)
+        seconds(_instance, attribute, value)
 
 
-def share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def not_negative(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Check that a field is a finite number and not negative.
+
+    Args:
+        attribute: The field.
+        value: What it shall hold.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is below 0, or not finite.
+    """
+    if finite(attribute.name, value) < 0:
+        raise ValueError(f"{attribute.name} must be at least 0, not {value!r}")
+
+
+def function(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Check that a field can be called.
+
+    Args:
+        attribute: The field.
+        value: What it shall hold.
+
+    Raises:
+        TypeError: It cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"{attribute.name} must be callable, not {value!r}")
+
+
+def of_type(*types: type) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    """Make a check that a field is an instance of one of some types.
+
+    Args:
+        *types: The types; ``NoneType`` makes the field optional.
+
+    Returns:
+        A validator, which raises TypeError.
+    """
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, types):
+            names = " or ".join("None" if t is NoneType else t.__name__ for t in types)
+            raise TypeError(f"{attribute.name} must be of type {names}, not {value!r}")
+
+    return check
+
+
+def share(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is above 0 and at most 1.
 
     Args:
-        instance: The object under construction.
         attribute: The field.
         value: What it shall hold.
 

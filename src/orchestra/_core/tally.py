@@ -82,11 +82,13 @@ class Tally(Protocol):
         calls: Calls that count now.
         failures: Those of them that failed.
         slow_calls: Those of them that were slow.
+        is_blank: Whether adding a success would change nothing.
     """
 
     calls: int
     failures: int
     slow_calls: int
+    is_blank: bool
 
     def add(self, outcome: int, now: float) -> bool:
         """Count a call that ended; tell whether the circuit must open.
@@ -106,16 +108,18 @@ class ConsecutiveFailures:
         threshold: That number.
     """
 
-    __slots__ = ("calls", "failures", "slow_calls", "threshold")
+    __slots__ = ("calls", "failures", "is_blank", "slow_calls", "threshold")
 
     def __init__(self, threshold: int) -> None:
         self.threshold = threshold
         self.calls = 0
         self.failures = 0
         self.slow_calls = 0
+        self.is_blank = True
 
-    def add(self, outcome: int, now: float) -> bool:
+    def add(self, outcome: int, now: float) -> bool:  # noqa: ARG002 - windows need it
         """Count a call that ended; see `Tally.add`."""
+        self.is_blank = not outcome & FAILED
         if outcome & FAILED:
             self.failures += 1
             self.calls += 1
@@ -125,13 +129,14 @@ class ConsecutiveFailures:
 
 
 class _Window:
-    __slots__ = ("calls", "failures", "rule", "slow_calls")
+    __slots__ = ("calls", "failures", "is_blank", "rule", "slow_calls")
 
     def __init__(self, rule: FailureRate) -> None:
         self.rule = rule
         self.calls = 0
         self.failures = 0
         self.slow_calls = 0
+        self.is_blank = False
 
     def _is_met(self) -> bool:
         rule = self.rule
@@ -156,7 +161,7 @@ class CountWindow(_Window):
         self._ring = bytearray(rule.calls or 0)
         self._next = 0
 
-    def add(self, outcome: int, now: float) -> bool:
+    def add(self, outcome: int, now: float) -> bool:  # noqa: ARG002 - `TimeWindow` needs it
         """Count a call that ended; see `Tally.add`."""
         place, ring = self._next, self._ring
         if self.calls == len(ring):
@@ -219,11 +224,10 @@ def make_tally(threshold: int | FailureRate) -> Tally:
     return CountWindow(threshold) if threshold.calls is not None else TimeWindow(threshold)
 
 
-def failure_threshold(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def failure_threshold(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is a count or a `FailureRate`.
 
     Args:
-        instance: The object under construction.
         attribute: The field.
         value: What it shall hold.
 
@@ -232,4 +236,4 @@ def failure_threshold(instance: object, attribute: attrs.Attribute[Any], value: 
         ValueError: It is a count below 1.
     """
     if not isinstance(value, FailureRate):
-        count(instance, attribute, value)
+        count(_instance, attribute, value)
