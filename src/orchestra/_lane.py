@@ -144,7 +144,7 @@ class Lane:
             token.count = 1
         elif self._is_guarded:
             return await self._acquire_guarded(priority, model_tokens)
-        elif self.try_take(1, priority):
+        elif self.free > 0 and self.try_take(1, priority):
             token = self.token(1)
         else:
             await self.wait(1, priority)
@@ -248,13 +248,15 @@ class Lane:
             self._grant()
 
     def _grant(self) -> None:
-        while need := self._queue.next_need():
+        queue = self._queue
+        while self.free > 0 and (need := queue.next_need()):
             # A request above a lowered limit goes alone: else it would block all behind it.
             if need > self.free and self.free < self.limit:
                 return
             self.free -= need
-            self._queue.grant_next()
-        self._set_open()
+            queue.grant_next()
+        if not self.order.size:
+            self._set_open()
 
     def settle(self, token: ConcurrencyToken) -> None:
         """Do what a token's end needs when the limiter is not open; its slots are free already."""

@@ -14,8 +14,8 @@ The rules that every use relies on:
 
 from __future__ import annotations
 
-import asyncio
 import sys
+from asyncio import Future, get_running_loop
 from collections.abc import Callable, Generator
 from types import coroutine
 from typing import Any, Final, final
@@ -74,15 +74,14 @@ class WaitQueue:
         """
         if _is_trio():
             return await self._park_in_trio(need, priority)
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        future: Future[bool] = get_running_loop().create_future()
         self.order.add(future, priority, need)
         try:
             return await future
         except BaseException:
-            if self.order.discard(future):
-                self._returned(0)
-            elif not future.cancelled() and future.result():
-                self._returned(need)
+            was_granted = future.done() and not future.cancelled() and future.result()
+            self.order.discard(future)
+            self._returned(need if was_granted else 0)
             raise
 
     async def _park_in_trio(self, need: int, priority: Priority) -> bool:
@@ -108,7 +107,7 @@ class WaitQueue:
         order = self.order
         while (head := order.next()) is not None:
             waiter, need = head
-            if not (isinstance(waiter, asyncio.Future) and waiter.done()):
+            if not (isinstance(waiter, Future) and waiter.done()):
                 return need
             # Cancelled, but its task has not run since: it must not take a place, nor a slot.
             order.discard(waiter)
@@ -116,7 +115,11 @@ class WaitQueue:
 
     def grant_next(self) -> None:
         """Wake the waiter that `next_need` spoke of; its slots must be counted before."""
-        _wake(self.order.pop(), True)
+        waiter = self.order.pop()
+        if isinstance(waiter, Future):
+            waiter.set_result(True)
+        else:
+            _reschedule(waiter, granted=True)
 
     def try_pass(self, priority: Priority) -> bool:
         """Whether a newcomer would be next; if so, it counts as served and must not park."""
@@ -133,12 +136,12 @@ class WaitQueue:
     def refuse_all(self) -> None:
         """Wake every waiter with a refusal."""
         while self.next_need():
-            _wake(self.order.pop(), False)
+            waiter = self.order.pop()
+            if isinstance(waiter, Future):
+                waiter.set_result(False)
+            else:
+                _reschedule(waiter, granted=False)
 
 
-def _wake(waiter: Any, granted: bool) -> None:  # noqa: FBT001 - private, one meaning
-    if isinstance(waiter, asyncio.Future):
-        waiter.set_result(granted)
-    else:
-        trio = sys.modules["trio"]
-        trio.lowlevel.reschedule(waiter, sys.modules["outcome"].Value(granted))
+def _reschedule(task: Any, *, granted: bool) -> None:
+    sys.modules["trio"].lowlevel.reschedule(task, sys.modules["outcome"].Value(granted))

@@ -77,10 +77,17 @@ class WaitOrder(Generic[W]):
     def discard(self, waiter: W) -> bool:
         """Forget a waiter; tell whether it was waiting."""
         for queue in (self._normal, self._high, self._low):
-            if waiter in queue:
-                self._remove(queue, waiter)
-                return True
-        return False
+            if queue.pop(waiter, None) is not None:
+                break
+        else:
+            return False
+        self.size -= 1
+        # An empty class has nobody who could be impatient.
+        if not self._normal:
+            self._normal_age = 0
+        if not self._low:
+            self._low_age = 0
+        return True
 
     def next(self) -> tuple[W, int] | None:
         """Return who is next and what it needs; None when nobody waits."""
@@ -93,22 +100,13 @@ class WaitOrder(Generic[W]):
         """Serve the next waiter: remove it, and age those that it passes.
 
         Raises:
-            LookupError: Nobody waits.
+            KeyError: Nobody waits.
         """
         queue = self._next_queue()
-        for waiter in queue:
-            break
-        else:
-            raise LookupError("nobody waits")
-        if queue is self._low:
-            self._low_age = 0
-        elif self._low:
-            self._low_age += 1
-        if queue is self._normal:
-            self._normal_age = 0
-        elif self._normal:
-            self._normal_age += 1
-        self._remove(queue, waiter)
+        waiter, _ = queue.popitem(last=False)
+        self.size -= 1
+        self._normal_age = self._normal_age + 1 if self._normal and queue is not self._normal else 0
+        self._low_age = self._low_age + 1 if self._low and queue is not self._low else 0
         return waiter
 
     def waiting(self, priority: Priority) -> int:
@@ -122,12 +120,3 @@ class WaitOrder(Generic[W]):
         if self._normal and (not self._high or self._normal_age >= NORMAL_PATIENCE):
             return self._normal
         return self._high or self._low
-
-    def _remove(self, queue: OrderedDict[W, int], waiter: W) -> None:
-        del queue[waiter]
-        self.size -= 1
-        # An empty class has nobody who could be impatient.
-        if not self._low:
-            self._low_age = 0
-        if not self._normal:
-            self._normal_age = 0
