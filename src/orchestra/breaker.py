@@ -267,12 +267,15 @@ class CircuitBreaker:
             return
         now = self._clock()
         outcome = FAILED | SLOW if self._is_slow(started, now) else FAILED
-        retry_after = self._retry_after(error)
+        retry_after = None
         try:
-            with self._lock:
-                self._breaker.record(generation, outcome, now, retry_after)
+            retry_after = self._retry_after(error)
         finally:
-            self._teller.deliver()
+            try:
+                with self._lock:
+                    self._breaker.record(generation, outcome, now, retry_after)
+            finally:
+                self._teller.deliver()
 
     def _is_slow(self, started: float, now: float) -> bool:
         rule = self._config.failure_threshold
@@ -318,8 +321,12 @@ class CircuitBreaker:
             self._fail(generation, started, exc)
 
     def _leave(self) -> tuple[int, float]:
-        inner = []
         block = _blocks.get()
+        if block is not None and block[0] is self:
+            _blocks.set(block[3])
+            return block[1], block[2]
+        # Generators that one task runs side by side may leave their blocks out of order.
+        inner = []
         while block is not None and block[0] is not self:
             inner.append(block)
             block = block[3]
@@ -329,7 +336,6 @@ class CircuitBreaker:
                 "acquire() and keep the permit"
             )
         _, generation, started, rest = block
-        # Generators that one task runs side by side may leave their blocks out of order.
         for other in reversed(inner):
             rest = (*other[:3], rest)
         _blocks.set(rest)
@@ -429,3 +435,7 @@ class CircuitBreaker:
             ),
         }.get(now.state, "")
         return f"<CircuitBreaker {self._name!r} {now.state.value}{detail}>"
+
+
+for _public in (CircuitStatistics, CircuitTrip, FailureRate):
+    _public.__module__ = __name__

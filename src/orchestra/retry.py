@@ -264,3 +264,7 @@ class Retry:
         """Count what it did so far."""
         with self._counts.lock:
             return RetryStatistics(retried=self._counts.retried, given_up=self._counts.given_up)
+
+
+for _public in (Backoff, BudgetStatistics):
+    _public.__module__ = __name__
