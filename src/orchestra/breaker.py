@@ -188,6 +188,9 @@ class CircuitBreaker:
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, not {name!r}")
+        for field, value in (("retry_after", retry_after), ("clock", clock)):
+            if not callable(value):
+                raise TypeError(f"{field} must be callable, not {value!r}")
         self._name = name
         self._on = exception_types("on", on)
         self._config = BreakerConfig(

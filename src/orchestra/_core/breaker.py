@@ -322,6 +322,8 @@ class Breaker:
             # Should the function raise, the break must end all the same.
             self.reopens_at = now + DEFAULT_RECOVERY_TIMEOUT
             pause = finite("the value of recovery_timeout()", pause(self.trip))
+            if pause < 0:
+                raise ValueError(f"the value of recovery_timeout() must be at least 0, not {pause}")
         self.reopens_at = max(now + pause, self._not_before)
 
     def retry_after(self, now: float) -> float | None:
