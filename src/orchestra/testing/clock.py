@@ -90,7 +90,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return not idlers and seconds is None
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # by platform
+class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
         self._loop = loop
@@ -100,4 +100,4 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-ty
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         if is_busy or ready or not self._loop.pass_time(timeout):
             return ready
-        return super().select(timeout)  # type: ignore[no-any-return]  # no timer: only I/O is left
+        return super().select(timeout)  # no timer: only I/O is left

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from orchestra.testing.clock import settle
 
-__all__ = ("Action", "Job", "ScriptedFailure", "ScheduleStep", "play", "random_schedule")
+__all__ = ("Action", "Job", "ScheduleStep", "ScriptedFailure", "play", "random_schedule")
 
 
 class Action(Enum):
