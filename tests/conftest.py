@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +30,17 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Every async test runs on both event loops."""
     backend: tuple[str, dict[str, Any]] = request.param
     return backend
+
+
+@pytest.fixture(scope="session")
+def opencode_executable() -> Path:
+    """The real OpenCode; a test that asks for it is skipped where there is none, but not in CI."""
+    from orchestra.errors import ConfigurationError
+    from orchestra.opencode.client.locate import locate_opencode
+
+    try:
+        return locate_opencode(directory=Path(__file__).parents[1])
+    except ConfigurationError as exc:
+        if os.environ.get("CI"):
+            pytest.fail(f"{exc} (never skipped in CI)", pytrace=False)
+        pytest.skip(str(exc))

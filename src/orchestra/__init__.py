@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SessionBackend,
         deny_all,
     )
+    from orchestra.background import background_tasks
     from orchestra.breaker import (
         CircuitBreaker,
         CircuitPermit,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from orchestra.pipeline import Pipeline, Timeout, TimeoutStatistics
     from orchestra.pressure import MemoryPressure, MemoryReading
+    from orchestra.processes import CommandOutput, run_command
     from orchestra.retry import Backoff, BudgetStatistics, Retry, RetryBudget, RetryStatistics
     from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
 
@@ -60,6 +62,7 @@ __all__ = (
     "CircuitStatistics",
     "CircuitTrip",
     "CommandAgent",
+    "CommandOutput",
     "ConcurrencyController",
     "ConcurrencyStatistics",
     "ConcurrencyToken",
@@ -88,7 +91,9 @@ __all__ = (
     "TimeoutStatistics",
     "Turn",
     "__version__",
+    "background_tasks",
     "deny_all",
+    "run_command",
 )
 
 _HOMES = {
@@ -103,6 +108,7 @@ _HOMES = {
     "CircuitStatistics": "orchestra.breaker",
     "CircuitTrip": "orchestra.breaker",
     "CommandAgent": "orchestra.sessions.embedded",
+    "CommandOutput": "orchestra.processes",
     "ConcurrencyController": "orchestra.concurrency",
     "ConcurrencyStatistics": "orchestra.concurrency",
     "ConcurrencyToken": "orchestra.concurrency",
@@ -130,7 +136,9 @@ _HOMES = {
     "Timeout": "orchestra.pipeline",
     "TimeoutStatistics": "orchestra.pipeline",
     "Turn": "orchestra.sessions.embedded",
+    "background_tasks": "orchestra.background",
     "deny_all": "orchestra.abc",
+    "run_command": "orchestra.processes",
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
 from attrs import field, frozen, validators
@@ -78,7 +78,7 @@ class Agent:
         permissions: What the agent may do, last match wins. Empty: the backend's own.
     """
 
-    name: str = field(validator=[validators.instance_of(str), validators.min_len(1)])
+    name: str = field(validator=validators.and_(validators.instance_of(str), validators.min_len(1)))
     prompt: str = field(default="", kw_only=True)
     model: str | None = field(default=None, kw_only=True)
     permissions: tuple[PermissionRule, ...] = field(default=(), kw_only=True)
@@ -157,7 +157,7 @@ class Session(ABC):
             listener: Called with each event, the last one included; what it raises ends the turn.
 
         Returns:
-            The last event of the turn. A turn that did not end well does not raise: look at
+            The last event of the turn. A turn that did not end well does not raise; look at
             ``reason`` and ``error``.
 
         Raises:
@@ -190,7 +190,7 @@ class Session(ABC):
         cancellation: the clean-up is shielded and bounded in time. Always a checkpoint.
         """
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -215,6 +215,11 @@ class SessionBackend(ABC):
     @abstractmethod
     def name(self) -> str:
         """What people call this backend, e.g. ``embedded``."""
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the backend has been entered and not been left."""
 
     @abstractmethod
     async def open(
@@ -271,7 +276,7 @@ class SessionBackend(ABC):
         """Count what the backend holds and has done."""
 
     @abstractmethod
-    async def __aenter__(self) -> SessionBackend: ...
+    async def __aenter__(self) -> Self: ...
 
     @abstractmethod
     async def __aexit__(

@@ -1,3 +1,153 @@
-"""A multi-agent orchestrator, assembled from the public primitives of `orchestra`."""
+"""A multi-agent orchestrator, assembled from the public primitives of `orchestra`.
+
+Commander, Planner, Worker and Reviewer agents bring a goal to a report, on any session backend.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestra.opencode.agents.roles import ROLE_AGENTS
+    from orchestra.opencode.backend import OpenCodeBackend
+    from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
+    from orchestra.opencode.client.stream import StreamTiming
+    from orchestra.opencode.client.turn import TurnTiming
+    from orchestra.opencode.mission.events import (
+        AgentActed,
+        CommandFinished,
+        EventsDropped,
+        MissionEvent,
+        MissionFinished,
+        MissionStarted,
+        PlanAccepted,
+        TaskChanged,
+        TurnFinished,
+        TurnStarted,
+        WarningRaised,
+    )
+    from orchestra.opencode.mission.file import (
+        AgentCall,
+        AgentCommand,
+        MissionFile,
+        RoleChoice,
+        read_mission_file,
+    )
+    from orchestra.opencode.mission.messages import read_task
+    from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+    from orchestra.opencode.mission.report import (
+        CommandResult,
+        MissionOutcome,
+        MissionReport,
+        Span,
+        TaskReport,
+        TaskState,
+    )
+    from orchestra.opencode.mission.report_files import ReportFiles, write_report
+    from orchestra.opencode.mission.report_html import report_to_html
+    from orchestra.opencode.mission.report_json import report_from_json, report_to_json
+    from orchestra.opencode.mission.runner import Mission, MissionStatistics, run_mission
+
+__all__ = (
+    "ROLE_AGENTS",
+    "AgentActed",
+    "AgentCall",
+    "AgentCommand",
+    "CommandFinished",
+    "CommandResult",
+    "EventsDropped",
+    "Mission",
+    "MissionEvent",
+    "MissionFile",
+    "MissionFinished",
+    "MissionOutcome",
+    "MissionReport",
+    "MissionSettings",
+    "MissionStarted",
+    "MissionStatistics",
+    "OpenCodeBackend",
+    "OpenCodeProgram",
+    "Plan",
+    "PlanAccepted",
+    "ReportFiles",
+    "Role",
+    "RoleChoice",
+    "Span",
+    "StreamTiming",
+    "TaskChanged",
+    "TaskReport",
+    "TaskSpec",
+    "TaskState",
+    "TurnFinished",
+    "TurnStarted",
+    "TurnTiming",
+    "WarningRaised",
+    "find_opencode",
+    "locate_opencode",
+    "read_mission_file",
+    "read_task",
+    "report_from_json",
+    "report_to_html",
+    "report_to_json",
+    "run_mission",
+    "write_report",
+)
+
+_HOMES = {
+    "ROLE_AGENTS": "orchestra.opencode.agents.roles",
+    "AgentActed": "orchestra.opencode.mission.events",
+    "AgentCall": "orchestra.opencode.mission.file",
+    "AgentCommand": "orchestra.opencode.mission.file",
+    "CommandFinished": "orchestra.opencode.mission.events",
+    "CommandResult": "orchestra.opencode.mission.report",
+    "EventsDropped": "orchestra.opencode.mission.events",
+    "Mission": "orchestra.opencode.mission.runner",
+    "MissionEvent": "orchestra.opencode.mission.events",
+    "MissionFile": "orchestra.opencode.mission.file",
+    "MissionFinished": "orchestra.opencode.mission.events",
+    "MissionOutcome": "orchestra.opencode.mission.report",
+    "MissionReport": "orchestra.opencode.mission.report",
+    "MissionSettings": "orchestra.opencode.mission.plan",
+    "MissionStarted": "orchestra.opencode.mission.events",
+    "MissionStatistics": "orchestra.opencode.mission.runner",
+    "OpenCodeBackend": "orchestra.opencode.backend",
+    "OpenCodeProgram": "orchestra.opencode.client.locate",
+    "Plan": "orchestra.opencode.mission.plan",
+    "PlanAccepted": "orchestra.opencode.mission.events",
+    "ReportFiles": "orchestra.opencode.mission.report_files",
+    "Role": "orchestra.opencode.mission.plan",
+    "RoleChoice": "orchestra.opencode.mission.file",
+    "Span": "orchestra.opencode.mission.report",
+    "StreamTiming": "orchestra.opencode.client.stream",
+    "TaskChanged": "orchestra.opencode.mission.events",
+    "TaskReport": "orchestra.opencode.mission.report",
+    "TaskSpec": "orchestra.opencode.mission.plan",
+    "TaskState": "orchestra.opencode.mission.report",
+    "TurnFinished": "orchestra.opencode.mission.events",
+    "TurnStarted": "orchestra.opencode.mission.events",
+    "TurnTiming": "orchestra.opencode.client.turn",
+    "WarningRaised": "orchestra.opencode.mission.events",
+    "find_opencode": "orchestra.opencode.client.locate",
+    "locate_opencode": "orchestra.opencode.client.locate",
+    "read_mission_file": "orchestra.opencode.mission.file",
+    "read_task": "orchestra.opencode.mission.messages",
+    "report_from_json": "orchestra.opencode.mission.report_json",
+    "report_to_html": "orchestra.opencode.mission.report_html",
+    "report_to_json": "orchestra.opencode.mission.report_json",
+    "run_mission": "orchestra.opencode.mission.runner",
+    "write_report": "orchestra.opencode.mission.report_files",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'orchestra.opencode' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""The public test kit: virtual time and schedules."""
+"""The public test kit: virtual time, schedules, a scripted model, and the backend contract."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from orchestra.testing.clock import settle, virtual_time_options
+    from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
+    from orchestra.testing.model_script import (
+        CutStream,
+        Failure,
+        Hang,
+        InvalidChunk,
+        ModelRequest,
+        Reply,
+        Rule,
+        Step,
+        ToolCall,
+        Usage,
+        agent_of,
+    )
+    from orchestra.testing.model_server import (
+        ScriptedModel,
+        ScriptedModelStatistics,
+        UnmatchedRequest,
+    )
     from orchestra.testing.schedule import (
         Action,
         Job,
@@ -17,10 +36,26 @@ if TYPE_CHECKING:
     )
 
 __all__ = (
+    "SESSION_CHECKS",
     "Action",
+    "CutStream",
+    "Failure",
+    "Hang",
+    "InvalidChunk",
     "Job",
+    "ModelRequest",
+    "Reply",
+    "Rule",
     "ScheduleStep",
     "ScriptedFailure",
+    "ScriptedModel",
+    "ScriptedModelStatistics",
+    "Step",
+    "ToolCall",
+    "UnmatchedRequest",
+    "Usage",
+    "agent_of",
+    "check_session_backend",
     "play",
     "random_schedule",
     "settle",
@@ -29,9 +64,25 @@ __all__ = (
 
 _HOMES = {
     "Action": "orchestra.testing.schedule",
+    "CutStream": "orchestra.testing.model_script",
+    "Failure": "orchestra.testing.model_script",
+    "Hang": "orchestra.testing.model_script",
+    "InvalidChunk": "orchestra.testing.model_script",
     "Job": "orchestra.testing.schedule",
+    "ModelRequest": "orchestra.testing.model_script",
+    "Reply": "orchestra.testing.model_script",
+    "Rule": "orchestra.testing.model_script",
+    "SESSION_CHECKS": "orchestra.testing.contract",
     "ScheduleStep": "orchestra.testing.schedule",
     "ScriptedFailure": "orchestra.testing.schedule",
+    "ScriptedModel": "orchestra.testing.model_server",
+    "ScriptedModelStatistics": "orchestra.testing.model_server",
+    "Step": "orchestra.testing.model_script",
+    "ToolCall": "orchestra.testing.model_script",
+    "UnmatchedRequest": "orchestra.testing.model_server",
+    "Usage": "orchestra.testing.model_script",
+    "agent_of": "orchestra.testing.model_script",
+    "check_session_backend": "orchestra.testing.contract",
     "play": "orchestra.testing.schedule",
     "random_schedule": "orchestra.testing.schedule",
     "settle": "orchestra.testing.clock",

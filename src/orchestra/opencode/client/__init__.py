@@ -1,3 +1,11 @@
-"""Parts of the orchestrator."""
+"""The wire side of the OpenCode backend: HTTP, event stream, server process, one prompt's life."""
 
 from __future__ import annotations
+
+try:
+    import httpx2  # noqa: F401 - only to say early, and once, what is missing
+    import msgspec  # noqa: F401
+except ImportError as exc:
+    raise ImportError(
+        "the OpenCode backend needs httpx2 and msgspec: pip install 'orchestra[opencode]'"
+    ) from exc

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from graphlib import CycleError, TopologicalSorter
 
 from attrs import field, frozen, validators
 
-__all__ = ("MissionSettings", "Plan", "Role", "TaskSpec")
+from orchestra.errors import PlanError
+
+__all__ = ("MissionSettings", "Plan", "Role", "TaskSpec", "find_faults", "summarize")
 
 
 class Role(Enum):
@@ -42,9 +45,59 @@ class TaskSpec:
 
 @frozen
 class Plan:
-    """Tasks in the order in which they are written down; build it with `parse_plan`."""
+    """Tasks in the order in which they are written down.
+
+    Raises:
+        PlanError: There is no task, an id comes twice, a dependency is unknown, or dependencies
+            form a cycle; the message names every fault.
+    """
 
     tasks: tuple[TaskSpec, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if problems := find_faults(self.tasks):
+            raise PlanError(summarize(problems))
+
+
+def find_faults(tasks: Sequence[TaskSpec]) -> list[str]:
+    """Return what makes these tasks no plan, one phrase per fault.
+
+    Args:
+        tasks: The tasks in plan order.
+    """
+    if not tasks:
+        return ["it has no tasks"]
+    known: set[str] = set()
+    faults: list[str] = []
+    for task in tasks:
+        if task.id in known:
+            faults.append(f"the id {task.id!r} is used twice")
+        known.add(task.id)
+    for task in tasks:
+        faults.extend(
+            f"task {task.id!r} depends on {name!r}, which is not in the plan"
+            for name in task.depends
+            if name not in known
+        )
+    if not faults:
+        try:
+            TopologicalSorter({task.id: task.depends for task in tasks}).prepare()
+        except CycleError as exc:
+            cycle: Sequence[str] = exc.args[1][::-1]
+            faults.append(f"tasks depend on each other in a circle: {' -> '.join(cycle)}")
+    return faults
+
+
+def summarize(faults: Sequence[str], limit: int = 5) -> str:
+    """Join faults into one sentence of bounded length.
+
+    Args:
+        faults: At least one phrase.
+        limit: How many are spelled out.
+    """
+    shown = "; ".join(fault[:300] for fault in faults[:limit])
+    more = len(faults) - limit
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def _default_limits() -> dict[str, int]:
@@ -64,6 +117,7 @@ class MissionSettings:
         command_timeout: Seconds that one acceptance command may take.
         turn_timeout: Seconds that one agent turn may take before it is aborted.
         deadline: Seconds that the whole mission may take; None: no limit.
+        retry_delay: Seconds before a failed turn is tried again; doubled each time, at most 60.
         todo_file: Where the plan is written, relative to the workspace; None: nowhere.
     """
 
@@ -73,7 +127,19 @@ class MissionSettings:
     allow: tuple[tuple[str, ...], ...] = ()
     command_timeout: float = field(default=300.0, validator=validators.gt(0))
     turn_timeout: float = field(default=1800.0, validator=validators.gt(0))
-    deadline: float | None = field(
-        default=None, validator=validators.optional(validators.gt(0))
-    )
+    deadline: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
+
+    def permits(self, argv: Sequence[str]) -> bool:
+        """Whether the allow list has this command line.
+
+        Args:
+            argv: The command line, split.
+        """
+        line = tuple(argv)
+        return any(
+            line[: len(entry) - 1] == entry[:-1] if entry[-1:] == ("*",) else line == entry
+            for entry in self.allow
+            if entry
+        )

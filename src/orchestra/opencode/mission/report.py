@@ -44,7 +44,7 @@ class TaskState(Enum):
     ACCEPTED = "accepted"
     FAILED = "failed"
     SKIPPED = "skipped"
-    """Never started: a task that it depends on failed, or the mission ended before."""
+    """Never started, because a task that it depends on failed, or the mission ended before."""
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,3 @@
+"""A small library that keeps track of who has borrowed which book."""
+
+from __future__ import annotations

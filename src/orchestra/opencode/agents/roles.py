@@ -1,0 +1,88 @@
+"""One agent per role: a short text file as its prompt, and the rules of what it may do.
+
+The rules are written for OpenCode, where the last rule that matches wins and the built-in rules
+come first. A rule ``allow`` for everything therefore opens again what the server would have asked
+about (questions, directories outside the workspace, ``.env`` files), so these are denied *after*
+it. No rule says ``ask``: an agent of a mission never waits for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import Literal, final
+
+from orchestra import Agent, PermissionRule
+from orchestra.opencode.mission.plan import Role
+
+__all__ = ("ROLE_AGENTS",)
+
+
+def _rule(action: Literal["allow", "deny"], permission: str, pattern: str = "*") -> PermissionRule:
+    return PermissionRule(permission=permission, pattern=pattern, action=action)
+
+
+_NO_SECRETS = (
+    _rule("deny", "read", "*.env"),
+    _rule("deny", "read", "*.env.*"),
+    _rule("allow", "read", "*.env.example"),
+)
+_NOBODY_TO_ASK = tuple(
+    _rule("deny", permission)
+    for permission in ("task", "question", "external_directory", "doom_loop")
+)
+_READ_ONLY = (
+    _rule("deny", "*"),
+    *(_rule("allow", permission) for permission in ("read", "glob", "grep", "list")),
+    *_NO_SECRETS,
+)
+
+_PERMISSIONS: Mapping[Role, tuple[PermissionRule, ...]] = {
+    Role.COMMANDER: (
+        _rule("allow", "*"),
+        _rule("deny", "edit"),
+        *_NOBODY_TO_ASK,
+        *_NO_SECRETS,
+    ),
+    Role.PLANNER: (*_READ_ONLY, _rule("allow", "todowrite")),
+    Role.WORKER: (_rule("allow", "*"), *_NOBODY_TO_ASK, *_NO_SECRETS),
+    Role.REVIEWER: (
+        *_READ_ONLY,
+        _rule("allow", "bash", "pytest *"),
+        _rule("allow", "bash", "python -m pytest *"),
+        _rule("allow", "bash", "git diff *"),
+    ),
+}
+
+
+@final
+class _RoleAgents(Mapping[Role, Agent]):
+    """Reads an agent's prompt file when it is asked for, once."""
+
+    def __init__(self) -> None:
+        self._built: dict[Role, Agent] = {}
+
+    def __getitem__(self, role: Role) -> Agent:
+        agent = self._built.get(role)
+        if agent is None:
+            prompt = files(__package__).joinpath(f"{role.value}.txt").read_text("utf-8")
+            agent = Agent(role.value, prompt=prompt, permissions=_PERMISSIONS[role])
+            self._built[role] = agent
+        return agent
+
+    def __iter__(self) -> Iterator[Role]:
+        return iter(_PERMISSIONS)
+
+    def __len__(self) -> int:
+        return len(_PERMISSIONS)
+
+    def __repr__(self) -> str:
+        return f"<ROLE_AGENTS {', '.join(role.value for role in _PERMISSIONS)}>"
+
+
+ROLE_AGENTS: Mapping[Role, Agent] = _RoleAgents()
+"""The agent of each role, as this package ships it; a prompt file is read when first asked for.
+
+To change one: ``run_mission(..., agents={Role.WORKER: attrs.evolve(ROLE_AGENTS[Role.WORKER],
+model="provider/model")})``.
+"""

@@ -1,0 +1,107 @@
+"""What a directory of the server has to offer: agents and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, final
+
+from orchestra.abc import Agent
+from orchestra.errors import AgentNotFoundError, ModelNotFoundError
+from orchestra.opencode.client import wire
+from orchestra.opencode.client.config import BASE_AGENT, permission_list
+from orchestra.opencode.client.http import HttpClient
+
+__all__ = ("Catalog",)
+
+_SHOWN = 20
+
+
+@final
+class Catalog:
+    """The agents and models of one directory, fetched when first needed.
+
+    Args:
+        http: The server.
+        directory: The directory.
+    """
+
+    def __init__(self, http: HttpClient, directory: str) -> None:
+        self._http = http
+        self._directory = directory
+        self._agents: dict[str, wire.AgentInfo] = {}
+        self._models: set[str] = set()
+        self._config = wire.ConfigInfo()
+
+    def __repr__(self) -> str:
+        return f"<Catalog {self._directory}, {len(self._agents)} agents>"
+
+    async def prepare(
+        self, agent: Agent, configured: Agent | None, default_model: str | None
+    ) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        """Work out how to talk to an agent.
+
+        Args:
+            agent: Whom to talk to.
+            configured: The agent of that name with which the server was started.
+            default_model: The model for agents that name none.
+
+        Returns:
+            What every prompt's body has in common, and the session's permission rules.
+
+        Raises:
+            AgentNotFoundError: There is no such agent, and no prompt to make one of.
+            ModelNotFoundError: There is no such model.
+        """
+        known = await self._find_agent(agent.name)
+        if known is None and not agent.prompt:
+            raise AgentNotFoundError(
+                f"the server has no agent {agent.name!r} in {self._directory}; "
+                f"it has {_listed(self._agents)}"
+            )
+        base = known or self._agents.get(BASE_AGENT)
+        name = base.name if base is not None else self._config.default_agent or "build"
+        template: dict[str, Any] = {"agent": name}
+        model = await self._find_model(agent, default_model, known)
+        if model is not None:
+            provider, _, model_id = model.partition("/")
+            template["model"] = {"providerID": provider, "modelID": model_id}
+        if configured is not None and agent in {configured, Agent(agent.name)}:
+            return template, []
+        if agent.prompt and (known is None or known.prompt != agent.prompt):
+            template["system"] = agent.prompt
+        return template, permission_list(agent.permissions)
+
+    async def _find_agent(self, name: str) -> wire.AgentInfo | None:
+        if name not in self._agents:
+            agents = await self._http.agents(self._directory)
+            self._agents = {agent.name: agent for agent in agents if not agent.hidden}
+            self._config = await self._http.config(self._directory)
+        return self._agents.get(name)
+
+    async def _find_model(
+        self, agent: Agent, default: str | None, known: wire.AgentInfo | None
+    ) -> str | None:
+        wanted = agent.model or default
+        if wanted is None:
+            if known is not None and known.model is not None:
+                return str(known.model)
+            return self._config.model
+        if wanted not in self._models:
+            listed = await self._http.providers(self._directory)
+            self._models = {
+                f"{provider.id}/{model}"
+                for provider in listed.providers
+                for model in provider.models
+            }
+        if wanted not in self._models:
+            raise ModelNotFoundError(
+                f"the server has no model {wanted!r} in {self._directory}; "
+                f"it has {_listed(self._models)}"
+            )
+        return wanted
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    more = len(shown) - _SHOWN
+    return (", ".join(shown[:_SHOWN]) or "none") + (f" and {more} more" if more > 0 else "")

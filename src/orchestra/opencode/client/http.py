@@ -1,0 +1,368 @@
+"""Typed calls to an OpenCode server: every answer is checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, final
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import anyio
+import httpx2
+import msgspec
+
+from orchestra.errors import (
+    ConfigurationError,
+    RemoteProtocolError,
+    ServerError,
+    SessionError,
+    SessionLostError,
+    TransportError,
+)
+from orchestra.opencode.client import wire
+
+__all__ = ("HttpClient",)
+
+T = TypeVar("T")
+
+_ATTEMPTS = 3
+_FIRST_DELAY = 0.1
+_MAX_BODY = 256 * 1024 * 1024
+_MAX_EVENT = 64 * 1024 * 1024
+
+
+@final
+class HttpClient:
+    """A connection to one server. Close it with `aclose`.
+
+    All methods are checkpoints. They raise `TransportError` when the server cannot be reached,
+    `RemoteProtocolError` when something else answers, `ServerError` when it answers with an error.
+    Calls that may safely be repeated are repeated a few times when the connection breaks.
+
+    Args:
+        url: ``http://host:port``; a user name and password in it are used and not shown.
+        username: For HTTP basic authentication.
+        password: For HTTP basic authentication; None: none.
+        timeout: Seconds that the server may take to answer a call.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        username: str = "opencode",
+        password: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigurationError(
+                f"{_without_password(url)!r} is not the URL of a server; give http://host:port"
+            )
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        netloc = f"{host}:{parts.port}" if parts.port else host
+        self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+        if password is None and parts.password is not None:
+            username = unquote(parts.username or username)
+            password = unquote(parts.password)
+        self._timeout = timeout
+        self._client = httpx2.AsyncClient(
+            base_url=self.url,
+            auth=None if password is None else httpx2.BasicAuth(username, password),
+            timeout=httpx2.Timeout(timeout, connect=5.0),
+            # One stream per directory stays open beside the calls, so there is no upper limit.
+            # The server drops idle connections after a while; we drop them first.
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0
+            ),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"<HttpClient {self.url}>"
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    # --- the server and its directories ---
+
+    async def health(self) -> wire.HealthInfo:
+        """Whether the server is well, and its version."""
+        with anyio.move_on_after(min(self._timeout, 10.0)):
+            return await self._get("/global/health", wire.HealthInfo)
+        raise TransportError(
+            f"the server at {self.url} accepted the connection and did not answer; is it OpenCode?"
+        )
+
+    async def agents(self, directory: str) -> tuple[wire.AgentInfo, ...]:
+        """The agents of a directory; the first call for a directory reads its configuration."""
+        return await self._get("/agent", tuple[wire.AgentInfo, ...], directory)
+
+    async def providers(self, directory: str) -> wire.ProviderList:
+        """The models of a directory."""
+        return await self._get("/config/providers", wire.ProviderList, directory)
+
+    async def config(self, directory: str) -> wire.ConfigInfo:
+        """The merged configuration of a directory."""
+        return await self._get("/config", wire.ConfigInfo, directory)
+
+    async def statuses(self, directory: str) -> dict[str, wire.StatusInfo]:
+        """What each session of a directory does; idle ones are absent."""
+        return await self._get("/session/status", dict[str, wire.StatusInfo], directory)
+
+    async def permissions(self, directory: str) -> tuple[wire.PermissionAsked, ...]:
+        """The permission requests of a directory that wait for an answer."""
+        return await self._get("/permission", tuple[wire.PermissionAsked, ...], directory)
+
+    async def questions(self, directory: str) -> tuple[wire.QuestionAsked, ...]:
+        """The questions of a directory that wait for an answer."""
+        return await self._get("/question", tuple[wire.QuestionAsked, ...], directory)
+
+    @asynccontextmanager
+    async def events(
+        self, directory: str, *, silence: float
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Open a directory's event stream; yields the iterator over its ``data`` fields.
+
+        Args:
+            directory: The directory.
+            silence: Seconds without a byte after which the stream counts as broken.
+        """
+        timeout = httpx2.Timeout(5.0, read=silence)
+        with _mapped(self.url):
+            async with self._client.stream(
+                "GET", "/event", headers=_headers(directory), timeout=timeout
+            ) as response:
+                kind = response.headers.get("content-type", "").partition(";")[0]
+                if response.status_code != httpx2.codes.OK or kind != "text/event-stream":
+                    body = await self._read(response)
+                    self._check("GET", "/event", response, body)
+                    raise self._foreign("GET", "/event", response)
+                source = httpx2.EventSource(response, max_event_size=_MAX_EVENT)
+                yield (event.data.encode("utf-8", "replace") async for event in source)
+
+    # --- sessions ---
+
+    async def create_session(
+        self,
+        directory: str,
+        *,
+        title: str,
+        agent: str | None,
+        permission: Sequence[Mapping[str, str]],
+        metadata: Mapping[str, str],
+    ) -> wire.SessionInfo:
+        """Create a session. Not repeated when the connection breaks: that might make two."""
+        body: dict[str, Any] = {"title": title, "metadata": dict(metadata)}
+        if agent is not None:
+            body["agent"] = agent
+        if permission:
+            body["permission"] = list(permission)
+        data = await self._call("POST", "/session", directory, body, attempts=1)
+        return self._read_as(wire.SessionInfo, data, "POST", "/session")
+
+    async def session(self, session_id: str) -> wire.SessionInfo:
+        """One session."""
+        return await self._get(f"/session/{session_id}", wire.SessionInfo)
+
+    async def children(self, session_id: str) -> tuple[wire.SessionInfo, ...]:
+        """The sessions that a session has started."""
+        return await self._get(f"/session/{session_id}/children", tuple[wire.SessionInfo, ...])
+
+    async def messages(self, session_id: str, *, limit: int | None) -> tuple[wire.Message, ...]:
+        """The newest messages of a session, oldest first."""
+        path = f"/session/{session_id}/message"
+        params = {} if limit is None else {"limit": limit}
+        data = await self._call("GET", path, None, params=params)
+        try:
+            return wire.decode_messages(data)
+        except wire.MalformedError as exc:
+            raise self._unreadable("GET", path, exc) from exc
+
+    async def prompt(self, session_id: str, body: Mapping[str, object]) -> None:
+        """Start a prompt. ``body`` must carry ids, so that repeating it is harmless."""
+        await self._call("POST", f"/session/{session_id}/prompt_async", None, body)
+
+    async def abort(self, session_id: str) -> None:
+        """Ask the server to abort what a session does; answers before it is idle."""
+        await self._call("POST", f"/session/{session_id}/abort", None)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Delete a session and its children. They must be idle."""
+        await self._call("DELETE", f"/session/{session_id}", None)
+
+    async def reply_permission(
+        self, directory: str, request_id: str, *, reply: str, message: str = ""
+    ) -> None:
+        """Answer a permission request with ``once``, ``always`` or ``reject``."""
+        body = {"reply": reply} | ({"message": message} if message else {})
+        await self._call("POST", f"/permission/{request_id}/reply", directory, body)
+
+    async def reply_question(
+        self, directory: str, request_id: str, *, answers: Sequence[Sequence[str]]
+    ) -> None:
+        """Answer a set of questions, each with a list of texts."""
+        body = {"answers": [list(answer) for answer in answers]}
+        await self._call("POST", f"/question/{request_id}/reply", directory, body)
+
+    async def reject_question(self, directory: str, request_id: str) -> None:
+        """Turn a question down; that ends the run."""
+        await self._call("POST", f"/question/{request_id}/reject", directory)
+
+    # --- the wire ---
+
+    async def _get(self, path: str, shape: type[T], directory: str | None = None) -> T:
+        data = await self._call("GET", path, directory)
+        return self._read_as(shape, data, "GET", path)
+
+    def _read_as(self, shape: type[T], data: bytes, method: str, path: str) -> T:
+        try:
+            return wire.decode(data, shape)
+        except wire.MalformedError as exc:
+            raise self._unreadable(method, path, exc) from exc
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        directory: str | None,
+        body: Mapping[str, object] | None = None,
+        *,
+        params: Mapping[str, int] | None = None,
+        attempts: int = _ATTEMPTS,
+    ) -> bytes:
+        headers = _headers(directory)
+        content = None
+        if body is not None:
+            headers["content-type"] = "application/json"
+            content = msgspec.json.encode(body)
+        delay = _FIRST_DELAY
+        for attempt in range(1, attempts + 1):
+            try:
+                with _mapped(self.url):
+                    async with self._client.stream(
+                        method, path, headers=headers, content=content, params=params
+                    ) as response:
+                        answer = await self._read(response)
+                self._check(method, path, response, answer)
+            except TransportError:
+                if attempt == attempts:
+                    raise
+                await anyio.sleep(delay)
+                delay *= 4
+            else:
+                return answer
+        raise AssertionError("unreachable")
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > _MAX_BODY:
+                raise RemoteProtocolError(
+                    f"{self.url} sent an answer of more than {_MAX_BODY} bytes; it was dropped"
+                )
+        return bytes(body)
+
+    def _check(self, method: str, path: str, response: httpx2.Response, body: bytes) -> None:
+        """Raise what an answer means unless it is JSON (or nothing) with a good status."""
+        status = response.status_code
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if status == httpx2.codes.UNAUTHORIZED:
+            raise ServerError(
+                f"the server at {self.url} refused the user name or password; "
+                "give the password it was started with",
+                status,
+            )
+        if httpx2.codes.is_success(status) and (kind == "application/json" or not body):
+            return
+        if kind != "application/json" or httpx2.codes.is_success(status):
+            raise self._foreign(method, path, response)
+        raise _server_error(f"{method} {path}", status, body)
+
+    def _foreign(self, method: str, path: str, response: httpx2.Response) -> RemoteProtocolError:
+        kind = response.headers.get("content-type", "no content type")
+        return RemoteProtocolError(
+            f"{method} {path} at {self.url} was answered with status {response.status_code} and "
+            f"{kind} instead of JSON; check that this is an OpenCode 1.x server"
+        )
+
+    def _unreadable(self, method: str, path: str, exc: Exception) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"the answer to {method} {path} at {self.url} has an unknown shape ({exc}); "
+            "check the server's version"
+        )
+
+
+def _headers(directory: str | None) -> dict[str, str]:
+    # The server decodes percent signs in this header, which also lets other alphabets through.
+    return {} if directory is None else {"x-opencode-directory": quote(directory, safe="/")}
+
+
+def _without_password(url: str) -> str:
+    return url.rpartition("@")[2]
+
+
+class _mapped:  # noqa: N801 - reads as a function: `with _mapped(url):`
+    """Turn the HTTP library's errors into ours."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, _traceback: object
+    ) -> None:
+        if isinstance(exc, httpx2.ConnectError | httpx2.ConnectTimeout):
+            raise TransportError(
+                f"cannot connect to {self._url}; is the OpenCode server running there?"
+            ) from exc
+        if isinstance(exc, httpx2.TimeoutException):
+            raise TransportError(f"{self._url} did not answer in time") from exc
+        if isinstance(exc, httpx2.TransportError | httpx2.StreamError):
+            what = str(exc) or type(exc).__name__
+            raise TransportError(f"the connection to {self._url} broke ({what})") from exc
+        if isinstance(exc, httpx2.HTTPError | httpx2.InvalidURL | UnicodeError):
+            raise RemoteProtocolError(f"{self._url} sent an unreadable answer ({exc})") from exc
+
+
+class _Problem(msgspec.Struct):
+    """Both shapes of an error answer in one."""
+
+    name: str = ""
+    tag: str = msgspec.field(default="", name="_tag")
+    message: str = ""
+    data: dict[str, Any] | None = None
+
+
+def _server_error(call: str, status: int, body: bytes) -> SessionError | ConfigurationError:
+    start = body[:2000].decode("utf-8", "replace")
+    try:
+        problem = wire.decode(body, _Problem)
+    except wire.MalformedError:
+        return ServerError(f"{call} was answered with status {status}: {start}", status, start)
+    data = problem.data or {}
+    if problem.name.startswith("Config"):
+        return ConfigurationError(*_config_problems(problem.name, data))
+    message = problem.message or data.get("message") or problem.name or problem.tag or "no reason"
+    if status == httpx2.codes.NOT_FOUND and "/session/" in call:
+        return SessionLostError(f"{call}: the server does not know the session ({message})")
+    ref = data.get("ref")
+    hint = f"; look for {ref} in the server's log" if ref else ""
+    return ServerError(f"{call} was answered with status {status}: {message}{hint}", status, start)
+
+
+def _config_problems(name: str, data: Mapping[str, Any]) -> list[str]:
+    """One sentence per fault that the server found in its configuration."""
+    place = data.get("path") or "the configuration"
+    issues = data.get("issues")
+    problems = []
+    for issue in issues if isinstance(issues, list) else []:
+        if isinstance(issue, dict):
+            path = ".".join(str(step) for step in issue.get("path") or ())
+            problems.append(f"{place}: {path or 'top level'}: {issue.get('message', 'is wrong')}")
+    return problems or [f"{place}: {data.get('message') or name}"]

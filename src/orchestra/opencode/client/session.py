@@ -1,0 +1,355 @@
+"""A session on the server, and the task that drives its running turn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import inf
+from typing import TYPE_CHECKING, final
+
+import anyio
+
+from orchestra.abc import Session
+from orchestra.errors import (
+    ConfigurationError,
+    ServerError,
+    SessionError,
+    SessionLostError,
+    TransportError,
+)
+from orchestra.events import FinishReason, SessionEvent, Started, TurnError
+from orchestra.opencode.client import wire
+from orchestra.opencode.client.outbox import Outbox
+from orchestra.opencode.client.turn import Snapshot, TurnMachine
+from orchestra.opencode.client.verdict import interrupted
+
+if TYPE_CHECKING:
+    from orchestra.opencode.client.workspace import Workspace
+
+__all__ = ("OpenCodeSession",)
+
+_LOG = logging.getLogger(__name__)
+
+_ABORT_AGAIN = 1.0
+"""Seconds after which a run that was aborted and is still busy is aborted again."""
+_ABORT_LIMIT = 10.0
+"""Seconds after which an aborted turn ends whether or not the server says that it is idle."""
+_CLOSE_LIMIT = 20.0
+"""Seconds that closing may take."""
+_CHILDREN_LIMIT = 2.0
+"""Seconds that aborted children get to become idle before they are deleted."""
+_RETRY_DELAY = 0.5
+
+
+@final
+class OpenCodeSession(Session):
+    """A session of an OpenCode server. Comes from `OpenCodeBackend.open` only.
+
+    Args:
+        workspace: Where it lives.
+        session_id: The server's id of it.
+        agent: The agent's name, for people.
+        template: What every prompt's body has in common.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        session_id: str,
+        *,
+        agent: str,
+        template: Mapping[str, object],
+    ) -> None:
+        self.agent = agent
+        self._id = session_id
+        self._workspace = workspace
+        self._template = template
+        self._known_prompts: set[str] = set()
+        self._turn: Turn | None = None
+        self._closing: anyio.Event | None = None
+
+    @property
+    def id(self) -> str:
+        """The server's id of the session."""
+        return self._id
+
+    @property
+    def turn(self) -> Turn | None:
+        """The running turn, if there is one."""
+        turn = self._turn
+        return None if turn is None or turn.is_finished else turn
+
+    def __repr__(self) -> str:
+        if self._closing is not None:
+            state = "closed"
+        else:
+            state = "idle" if self.turn is None else repr(self.turn)
+        return f"<OpenCodeSession {self._id} {self.agent!r} {state}>"
+
+    def stream(self, prompt: str) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+        """Send one prompt and iterate over what comes of it; see `Session.stream`.
+
+        Args:
+            prompt: What the agent shall do; not empty.
+        """
+        return self._stream(prompt)
+
+    @asynccontextmanager
+    async def _stream(self, prompt: str) -> AsyncGenerator[AsyncIterator[SessionEvent]]:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty")
+        if self._closing is not None:
+            raise anyio.ClosedResourceError
+        if self.turn is not None:
+            raise anyio.BusyResourceError("sending a prompt to")
+        turn = Turn(self, self._workspace, prompt, self._template, self._known_prompts)
+        self._turn = turn
+        self._workspace.host.turn_started()
+        self._workspace.host.spawn(turn.run)
+        try:
+            await anyio.lowlevel.checkpoint()
+            yield turn.events
+        finally:
+            if not turn.is_finished:
+                with anyio.CancelScope(shield=True):
+                    await turn.abort()
+
+    async def abort(self) -> None:
+        """End the running turn; see `Session.abort`."""
+        turn = self.turn
+        if turn is None:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await turn.abort()
+
+    async def aclose(self) -> None:
+        """Abort what runs, wait until it is idle, delete the session; see `Session.aclose`."""
+        if self._closing is not None:
+            await self._closing.wait()
+        else:
+            self._closing = anyio.Event()
+            try:
+                with anyio.move_on_after(_CLOSE_LIMIT, shield=True) as scope:
+                    await self._close()
+                if scope.cancelled_caught:
+                    _LOG.warning("session %s could not be closed in time", self._id)
+            finally:
+                self._workspace.remove(self)
+                self._closing.set()
+        await anyio.lowlevel.checkpoint()
+
+    async def _close(self) -> None:
+        if (turn := self.turn) is not None:
+            await turn.abort()
+        if self._workspace.failure is not None:
+            return
+        try:
+            await self._workspace.quiet_children(self._id, _CHILDREN_LIMIT)
+            await self._workspace.http.delete_session(self._id)
+        except SessionError as exc:
+            _LOG.debug("session %s was not deleted: %s", self._id, exc)
+
+
+@final
+class Turn:
+    """One prompt under way: sends it, looks when it is time, aborts it when asked to."""
+
+    def __init__(
+        self,
+        session: OpenCodeSession,
+        workspace: Workspace,
+        prompt: str,
+        template: Mapping[str, object],
+        known_prompts: set[str],
+    ) -> None:
+        prompt_id = workspace.make_id("msg")
+        part = {"id": workspace.make_id("prt"), "type": "text", "text": prompt}
+        self.session = session
+        self.requests: dict[str, anyio.CancelScope] = {}
+        """Requests of the agent that wait for the policy's answer."""
+        self._workspace = workspace
+        self._body = {**template, "messageID": prompt_id, "parts": [part]}
+        self._machine = TurnMachine(
+            session_id=session.id,
+            prompt_id=prompt_id,
+            now=anyio.current_time(),
+            known_prompts=known_prompts,
+            timing=workspace.turn_timing,
+        )
+        self._outbox = Outbox()
+        self._wake = anyio.Event()
+        self._finished = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._failing_since = inf
+        self._is_aborting = False
+        self._abort_at = inf
+        self._give_up_at = inf
+        self._outbox.put([Started(session_id=session.id, prompt_id=prompt_id)])
+
+    def __repr__(self) -> str:
+        return repr(self._machine)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last event is out."""
+        return self._machine.is_finished
+
+    @property
+    def is_aborting(self) -> bool:
+        """Whether somebody wants it to end."""
+        return self._is_aborting
+
+    @property
+    def events(self) -> AsyncIterator[SessionEvent]:
+        """The events, up to the last; to be iterated over once."""
+        return self._outbox
+
+    # --- what others call ---
+
+    def feed(self, event: wire.Event) -> None:
+        """Take in an event of the stream."""
+        self.tell(self._machine.feed(event, now=anyio.current_time(), wall=time.time()))
+        self._wake.set()
+
+    def tell(self, events: list[SessionEvent]) -> None:
+        """Pass events on; the last one ends the turn."""
+        if self._finished.is_set():
+            return
+        self._outbox.put(events)
+        if self._machine.is_finished:
+            self._finished.set()
+            self._wake.set()
+            for scope in self.requests.values():
+                scope.cancel()
+            self._workspace.host.turn_finished()
+
+    def lose_events(self) -> None:
+        """Say that events may be missing."""
+        self._machine.lose_events(now=anyio.current_time())
+        self._wake.set()
+
+    def end(self, reason: FinishReason, error: TurnError) -> None:
+        """End the turn at once, without asking the server."""
+        self.tell(self._machine.finish(reason, error))
+        self._scope.cancel()
+
+    async def abort(self) -> None:
+        """Abort the run and wait until the session is idle. Bounded in time."""
+        if not self._is_aborting:
+            self._is_aborting = True
+            self._abort_at = anyio.current_time()
+            self._give_up_at = self._abort_at + _ABORT_LIMIT
+            for scope in self.requests.values():
+                scope.cancel()
+            self._wake.set()
+        await self._finished.wait()
+
+    # --- the driver ---
+
+    async def run(self) -> None:
+        """Drive the turn to its end."""
+        with self._scope:
+            try:
+                await self._drive()
+            finally:
+                if not self.is_finished:
+                    self.end(FinishReason.LOST, _left())
+
+    async def _drive(self) -> None:
+        machine = self._machine
+        await self._send()
+        while not machine.is_finished:
+            now = anyio.current_time()
+            if now >= self._give_up_at:
+                _LOG.warning("session %s did not become idle after its abort", self.session.id)
+                self.end(FinishReason.ABORTED, _aborted())
+            elif now >= self._abort_at:
+                self._abort_at = now + _ABORT_AGAIN
+                with anyio.move_on_at(self._give_up_at):
+                    await self._workspace.abort_tree(self.session)
+                machine.abort(now=anyio.current_time())
+            elif now >= machine.look_at:
+                await self._look()
+            else:
+                self._wake = anyio.Event()
+                due = min(machine.look_at, self._abort_at, self._give_up_at)
+                with anyio.CancelScope(deadline=due):
+                    await self._wake.wait()
+
+    async def _send(self) -> None:
+        """Post the prompt; again while the connection fails, which the ids make harmless."""
+        deadline = anyio.current_time() + self._workspace.window
+        while not self.is_finished:
+            if self._is_aborting:
+                self.end(FinishReason.ABORTED, _aborted())
+                return
+            try:
+                await self._workspace.http.prompt(self.session.id, self._body)
+            except TransportError as exc:
+                if anyio.current_time() >= deadline:
+                    self.end(FinishReason.LOST, _told(exc))
+                await anyio.sleep(_RETRY_DELAY)
+            except (SessionLostError, ConfigurationError) as exc:
+                self.end(FinishReason.REFUSED, _told(exc, is_retryable=False))
+            except ServerError as exc:
+                is_ours = exc.status < 500
+                reason = FinishReason.REFUSED if is_ours else FinishReason.FAILED
+                self.end(reason, _told(exc, is_retryable=not is_ours))
+            except SessionError as exc:
+                self.end(FinishReason.FAILED, _told(exc))
+            else:
+                return
+
+    async def _look(self) -> None:
+        """Fetch what the machine needs in order to go on."""
+        machine, http, session_id = self._machine, self._workspace.http, self.session.id
+        machine.begin_look()
+        is_whole = machine.needs_whole
+        try:
+            # First the status: a session that was idle then has written its last message.
+            statuses = await http.statuses(self._workspace.directory)
+            messages = await http.messages(session_id, limit=None if is_whole else 1)
+            children: list[wire.Message] = []
+            if is_whole:
+                for child in await self._workspace.descendants(session_id):
+                    children += await http.messages(child, limit=None)
+        except SessionLostError:
+            self.end(FinishReason.INTERRUPTED, interrupted("somebody deleted the session"))
+            return
+        except (SessionError, ConfigurationError) as exc:
+            await self._bear(exc)
+            return
+        self._failing_since = inf
+        snapshot = Snapshot(status=statuses.get(session_id), messages=messages, is_whole=is_whole)
+        self.tell(machine.resolve(snapshot, now=anyio.current_time(), wall=time.time()))
+        if machine.needs_resend:
+            await self._send()
+
+    async def _bear(self, exc: Exception) -> None:
+        """Try a failed look again, for a while."""
+        now = anyio.current_time()
+        self._failing_since = min(self._failing_since, now)
+        if now - self._failing_since < self._workspace.window:
+            await anyio.sleep(_RETRY_DELAY)
+            self.lose_events()
+        elif isinstance(exc, TransportError):
+            self.end(FinishReason.LOST, _told(exc))
+        else:
+            self.end(FinishReason.FAILED, _told(exc))
+
+
+def _told(exc: Exception, *, is_retryable: bool = True) -> TurnError:
+    status = exc.status if isinstance(exc, ServerError) else None
+    return TurnError(
+        name=type(exc).__name__, message=str(exc), status=status, is_retryable=is_retryable
+    )
+
+
+def _aborted() -> TurnError:
+    return TurnError(name="Aborted", message="the turn was aborted")
+
+
+def _left() -> TurnError:
+    return TurnError(name="BackendLeft", message="the backend was left while the turn ran")

@@ -1,0 +1,160 @@
+"""One event stream per directory, kept alive: watchdog, reconnect, back-off."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import final
+
+import anyio
+from attrs import field, frozen, validators
+
+from orchestra.errors import SessionError, TransportError
+from orchestra.opencode.client import wire
+from orchestra.opencode.client.http import HttpClient
+
+__all__ = ("EventStream", "StreamTiming")
+
+_LOG = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class StreamTiming:
+    """When a stream counts as broken, and how it is mended; seconds.
+
+    Attributes:
+        silence: Without a byte for so long, the stream is broken; the server's heartbeat comes
+            every 10 s.
+        window: How long reconnecting is tried before the server counts as lost.
+        first_delay: Before the first reconnect; doubled for each further one.
+        longest_delay: The most between two.
+    """
+
+    silence: float = field(default=25.0, validator=validators.gt(0))
+    window: float = field(default=10.0, validator=validators.gt(0))
+    first_delay: float = field(default=0.1, validator=validators.gt(0))
+    longest_delay: float = field(default=2.0, validator=validators.gt(0))
+
+
+@final
+class EventStream:
+    """A directory's events, delivered to one function as they come.
+
+    What happened while it was disconnected is lost, since the server replays nothing; whoever
+    listens must ask for the state when ``reconnected`` is called.
+
+    Args:
+        http: The server.
+        directory: Whose events.
+        deliver: Called with each event; must not raise.
+        broken: Called when the stream breaks.
+        reconnected: Called when it is mended.
+        lost: Called once, with the last error, when it could not be mended in time.
+        timing: When to give up on what.
+    """
+
+    def __init__(
+        self,
+        http: HttpClient,
+        directory: str,
+        *,
+        deliver: Callable[[wire.Event], None],
+        broken: Callable[[], None],
+        reconnected: Callable[[], None],
+        lost: Callable[[SessionError], None],
+        timing: StreamTiming | None = None,
+    ) -> None:
+        self.directory = directory
+        self.reconnects = 0
+        self.malformed = 0
+        self._http = http
+        self._deliver = deliver
+        self._broken = broken
+        self._reconnected = reconnected
+        self._lost = lost
+        self._timing = timing or StreamTiming()
+        self._is_connected = False
+        self._was_connected = False
+        self._failure: SessionError | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether events come in now."""
+        return self._is_connected
+
+    def __repr__(self) -> str:
+        state = "connected" if self._is_connected else "lost" if self._failure else "connecting"
+        return f"<EventStream {self.directory} {state}, {self.reconnects} reconnects>"
+
+    async def wait_connected(self) -> None:
+        """Wait until events come in. Always a checkpoint.
+
+        Raises:
+            SessionError: The stream is lost.
+        """
+        await anyio.lowlevel.checkpoint()
+        while not self._is_connected:
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            await self._changed.wait()
+
+    async def run(self) -> None:
+        """Keep the stream alive until cancelled or lost."""
+        timing = self._timing
+        deadline = anyio.current_time() + timing.window
+        delay = timing.first_delay
+        while True:
+            connected_at = None
+            try:
+                async with self._http.events(self.directory, silence=timing.silence) as events:
+                    async for data in events:
+                        if self._take(data):
+                            connected_at = anyio.current_time()
+            except SessionError as exc:
+                failure: SessionError = exc
+            else:
+                # So it does when the directory's instance is thrown away.
+                failure = TransportError(f"{self._http.url} closed the event stream")
+            now = anyio.current_time()
+            if self._is_connected:
+                _LOG.info("the event stream of %s broke: %s", self.directory, failure)
+                self._set(is_connected=False)
+                self._broken()
+            if connected_at is not None:
+                deadline = now + timing.window
+                if now - connected_at > timing.longest_delay:
+                    delay = timing.first_delay
+            elif now >= deadline:
+                self._failure = failure
+                self._set(is_connected=False)
+                self._lost(failure)
+                return
+            await anyio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
+            delay = min(delay * 2, timing.longest_delay)
+
+    def _take(self, data: bytes) -> bool:
+        """Deliver an event; whether it was the one that opens a stream."""
+        try:
+            event = wire.decode_event(data)
+        except wire.MalformedError as exc:
+            self.malformed += 1
+            _LOG.debug("skipped an event of unknown shape: %s", exc)
+            return False
+        if isinstance(event, wire.ServerConnected):
+            is_first = not self._was_connected
+            self._was_connected = True
+            self._set(is_connected=True)
+            if not is_first:
+                self.reconnects += 1
+                self._reconnected()
+            return True
+        if event is not None:
+            self._deliver(event)
+        return False
+
+    def _set(self, *, is_connected: bool) -> None:
+        self._is_connected = is_connected
+        self._changed.set()
+        self._changed = anyio.Event()

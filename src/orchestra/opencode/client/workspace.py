@@ -1,0 +1,335 @@
+"""A directory on the server: its event stream, its sessions, and the requests of their agents."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Protocol, final
+
+import anyio
+
+from orchestra.abc import PermissionPolicy
+from orchestra.errors import ServerError, SessionError
+from orchestra.events import (
+    FinishReason,
+    PermissionAsked,
+    PermissionReply,
+    PermissionRequest,
+    QuestionAsked,
+    SessionEvent,
+    TurnError,
+)
+from orchestra.opencode.client import wire
+from orchestra.opencode.client.http import HttpClient
+from orchestra.opencode.client.session import OpenCodeSession
+from orchestra.opencode.client.stream import EventStream, StreamTiming
+from orchestra.opencode.client.turn import TurnTiming
+from orchestra.opencode.client.verdict import interrupted
+
+__all__ = ("Host", "Workspace")
+
+_LOG = logging.getLogger(__name__)
+
+NOBODY = "Nobody is here to answer. Decide for yourself what is best and go on."
+"""What an agent that asks a question is told."""
+
+_DEPTH = 20
+"""Generations of sub-agents that are followed."""
+_REMEMBERED = 1000
+
+
+class Host(Protocol):
+    """What a workspace needs of the backend."""
+
+    def spawn(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a function beside everything else until the backend is left."""
+
+    def turn_started(self) -> None:
+        """Count a turn."""
+
+    def turn_finished(self) -> None:
+        """Count its end."""
+
+
+@final
+class Workspace:
+    """One directory on a server.
+
+    Args:
+        host: The backend.
+        http: The server.
+        directory: The absolute path.
+        policy: Answers permission requests.
+        stream_timing: For the event stream.
+        turn_timing: For the turns.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        http: HttpClient,
+        directory: str,
+        *,
+        policy: PermissionPolicy,
+        stream_timing: StreamTiming,
+        turn_timing: TurnTiming,
+    ) -> None:
+        self.host = host
+        self.http = http
+        self.directory = directory
+        self.turn_timing = turn_timing
+        self.window = stream_timing.window
+        self.failure: Exception | None = None
+        self.make_id = wire.IdMaker(time.time)
+        self.sessions: dict[str, OpenCodeSession] = {}
+        self._policy = policy
+        self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
+        self._agents: dict[str, str] = {}
+        self._answered: dict[str, None] = {}
+        self.stream = EventStream(
+            http,
+            directory,
+            deliver=self._deliver,
+            broken=self._lose_events,
+            reconnected=self._reconcile,
+            lost=self.lose,
+            timing=stream_timing,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Workspace {self.directory}, {len(self.sessions)} sessions>"
+
+    def add(self, session: OpenCodeSession) -> None:
+        """Route events to a session from now on."""
+        self.sessions[session.id] = session
+        self._agents[session.id] = session.agent
+
+    def remove(self, session: OpenCodeSession) -> None:
+        """Forget a session and its children."""
+        self.sessions.pop(session.id, None)
+        gone = [child for child, root in self._roots.items() if root == session.id]
+        for session_id in (session.id, *gone):
+            self._roots.pop(session_id, None)
+            self._agents.pop(session_id, None)
+
+    def lose(self, exc: SessionError) -> None:
+        """Say that the server is gone; ends every turn."""
+        if self.failure is None:
+            self.failure = exc
+        error = TurnError(name=type(exc).__name__, message=str(exc))
+        for session in tuple(self.sessions.values()):
+            if session.turn is not None:
+                session.turn.end(FinishReason.LOST, error)
+
+    # --- the tree of a session ---
+
+    async def descendants(self, session_id: str) -> list[str]:
+        """The ids of a session's children, their children, and so on."""
+        found: list[str] = []
+        layer = [session_id]
+        for _ in range(_DEPTH):
+            layer = [child.id for one in layer for child in await self.http.children(one)]
+            if not layer:
+                break
+            found += layer
+        return found
+
+    async def abort_tree(self, session: OpenCodeSession) -> None:
+        """Ask the server to abort a session, then its children one by one; reject what they ask.
+
+        The session first, so that it starts no further children.
+        """
+        try:
+            await self.http.abort(session.id)
+            children = await self.descendants(session.id)
+            for child in children:
+                await self.http.abort(child)
+            await self._reject_requests({session.id, *children})
+        except SessionError as exc:
+            _LOG.info("aborting session %s failed: %s", session.id, exc)
+
+    async def quiet_children(self, session_id: str, patience: float) -> None:
+        """Abort a session's children, and wait for a while until they are idle."""
+        children = await self.descendants(session_id)
+        if not children:
+            return
+        for child in children:
+            await self.http.abort(child)
+        await self._reject_requests(set(children))
+        with anyio.move_on_after(patience):
+            while children := await self._busy_of(children):  # noqa: ASYNC110 - no event says it
+                await anyio.sleep(0.05)
+
+    async def _busy_of(self, session_ids: list[str]) -> list[str]:
+        busy = await self.http.statuses(self.directory)
+        return [session_id for session_id in session_ids if session_id in busy]
+
+    async def _reject_requests(self, tree: set[str]) -> None:
+        """Turn down what waits; an abort leaves it waiting."""
+        for asked in await self.http.permissions(self.directory):
+            if asked.session_id in tree:
+                await self._send_reply(asked, PermissionReply(is_allowed=False))
+        for question in await self.http.questions(self.directory):
+            if question.session_id in tree:
+                await self.http.reject_question(self.directory, question.id)
+
+    # --- events ---
+
+    def _deliver(self, event: wire.Event) -> None:
+        match event:
+            case wire.SessionCreated(info=info):
+                self._adopt(info)
+            case wire.SessionDeleted(info=info):
+                self._roots.pop(info.id, None)
+                session = self.sessions.get(info.id)
+                if session is not None and session.turn is not None:
+                    error = interrupted("somebody deleted the session")
+                    session.turn.end(FinishReason.INTERRUPTED, error)
+            case wire.PermissionAsked() | wire.QuestionAsked():
+                self._take_request(event)
+            case wire.PartUpdated(part=part):
+                self._feed(self._roots.get(part.session_id, part.session_id), event)
+            case wire.MessageUpdated(info=info):
+                self._feed(event.session_id or info.session_id, event)
+            case wire.ServerConnected() | wire.InstanceDisposed():
+                pass
+            case _:
+                self._feed(event.session_id, event)
+
+    def _feed(self, session_id: str, event: wire.Event) -> None:
+        session = self.sessions.get(session_id)
+        if session is not None and session.turn is not None:
+            session.turn.feed(event)
+
+    def _adopt(self, info: wire.SessionInfo) -> str | None:
+        """Note whose child a session is; returns the session of ours, if there is one."""
+        parent = info.parent_id or ""
+        root = parent if parent in self.sessions else self._roots.get(parent)
+        if root is not None:
+            self._roots[info.id] = root
+            self._agents[info.id] = info.agent or ""
+        return root
+
+    def _lose_events(self) -> None:
+        for session in self.sessions.values():
+            if session.turn is not None:
+                session.turn.lose_events()
+
+    def _reconcile(self) -> None:
+        """Catch up after events were lost."""
+        self._lose_events()
+        self.host.spawn(self._fetch_requests)
+
+    async def _fetch_requests(self) -> None:
+        if not any(session.turn for session in self.sessions.values()):
+            return
+        try:
+            for asked in await self.http.permissions(self.directory):
+                self._take_request(asked)
+            for question in await self.http.questions(self.directory):
+                self._take_request(question)
+        except SessionError as exc:
+            # The stream is about to break too, and will bring us back here.
+            _LOG.info("could not fetch the open requests of %s: %s", self.directory, exc)
+
+    # --- requests of agents ---
+
+    def _take_request(self, asked: wire.PermissionAsked | wire.QuestionAsked) -> None:
+        if asked.id in self._answered:
+            return
+        self._answered[asked.id] = None
+        while len(self._answered) > _REMEMBERED:
+            del self._answered[next(iter(self._answered))]
+
+        async def answer() -> None:
+            root = await self._find_root(asked.session_id)
+            session = self.sessions.get(root or "")
+            if session is None:
+                return  # the request of somebody else's session: not ours to answer
+            try:
+                if isinstance(asked, wire.PermissionAsked):
+                    await self._answer_permission(asked, session)
+                else:
+                    await self._answer_question(asked, session)
+            except SessionError as exc:
+                self._answered.pop(asked.id, None)
+                _LOG.info("could not answer request %s: %s", asked.id, exc)
+
+        self.host.spawn(answer)
+
+    async def _find_root(self, session_id: str) -> str | None:
+        """The session of ours that a session is, or descends from."""
+        if session_id in self.sessions:
+            return session_id
+        if session_id in self._roots:
+            return self._roots[session_id]
+        line: list[wire.SessionInfo] = []
+        try:
+            while len(line) < _DEPTH:
+                line.append(await self.http.session(session_id))
+                session_id = line[-1].parent_id or ""
+                if not session_id or session_id in self.sessions or session_id in self._roots:
+                    break
+        except SessionError:
+            return None
+        root = None
+        for info in reversed(line):
+            root = self._adopt(info)
+        return root
+
+    async def _answer_permission(
+        self, asked: wire.PermissionAsked, session: OpenCodeSession
+    ) -> None:
+        request = PermissionRequest(
+            id=asked.id,
+            session_id=asked.session_id,
+            agent=self._agents.get(asked.session_id, ""),
+            permission=asked.permission,
+            patterns=asked.patterns,
+            metadata=asked.metadata or {},
+        )
+        turn = session.turn
+        reply = PermissionReply(is_allowed=False)
+        if turn is not None and not turn.is_aborting:
+            with anyio.CancelScope() as scope:
+                turn.requests[asked.id] = scope
+                reply = await self._decide(request)
+            del turn.requests[asked.id]
+            event = PermissionAsked(session_id=session.id, request=request, reply=reply)
+            turn.tell([event])
+        await self._send_reply(asked, reply)
+
+    async def _decide(self, request: PermissionRequest) -> PermissionReply:
+        try:
+            answer = self._policy(request)
+            return await answer if isawaitable(answer) else answer
+        except Exception:  # noqa: BLE001 - a policy is the caller's code and may raise anything
+            _LOG.exception("the permission policy failed; %s is refused", request.permission)
+            message = "The request could not be considered; go on without it."
+            return PermissionReply(is_allowed=False, message=message)
+
+    async def _send_reply(self, asked: wire.PermissionAsked, reply: PermissionReply) -> None:
+        word = "once" if reply.is_allowed else "reject"
+        try:
+            await self.http.reply_permission(
+                self.directory, asked.id, reply=word, message=reply.message
+            )
+        except ServerError as exc:
+            if exc.status != 404:
+                raise
+            _LOG.debug("somebody else answered request %s", asked.id)
+
+    async def _answer_question(self, asked: wire.QuestionAsked, session: OpenCodeSession) -> None:
+        turn = session.turn
+        if turn is None or turn.is_aborting:
+            await self.http.reject_question(self.directory, asked.id)
+            return
+        events: list[SessionEvent] = [
+            QuestionAsked(session_id=session.id, question=question.question, answer=NOBODY)
+            for question in asked.questions
+        ]
+        turn.tell(events)
+        answers = [[NOBODY] for _ in asked.questions]
+        await self.http.reply_question(self.directory, asked.id, answers=answers)

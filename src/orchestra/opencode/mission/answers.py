@@ -1,0 +1,203 @@
+"""Reads what agents answer: a plan, a verdict. Answers come from models, so nothing is trusted."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import shlex
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from orchestra.errors import PlanError
+from orchestra.opencode.mission.plan import Plan, TaskSpec, summarize
+
+__all__ = ("Verdict", "VerdictError", "parse_plan", "parse_verdict")
+
+_MAX_TASKS = 10_000
+_MAX_FAILURES = 200
+"""Places in a text at which a JSON value is tried for in vain."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+
+
+class VerdictError(ValueError):
+    """An answer is not a verdict; the message says why."""
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """What a reviewer decided.
+
+    Attributes:
+        is_accepted: Whether the work is accepted.
+        reasons: Why, one sentence each; at least one when it is not accepted.
+    """
+
+    is_accepted: bool
+    reasons: tuple[str, ...] = ()
+
+
+def _values(text: str) -> Iterator[object]:
+    """Yield the JSON values in a text: fenced ones first, then any object or list in it."""
+    decoder = json.JSONDecoder()
+    for part in (*_FENCE.findall(text), text):
+        position = failures = 0
+        while failures < _MAX_FAILURES:
+            starts = [at for at in (part.find("{", position), part.find("[", position)) if at >= 0]
+            if not starts:
+                break
+            start = min(starts)
+            try:
+                value, position = decoder.raw_decode(part, start)
+            except (ValueError, RecursionError):
+                position = start + 1
+                failures += 1
+                continue
+            yield value
+
+
+def _strings(value: object, name: str, faults: list[str]) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        faults.append(f"{name} must be a list of strings")
+        return ()
+    return tuple(value)
+
+
+def _files(value: object, name: str, faults: list[str]) -> tuple[str, ...]:
+    files = []
+    for file in _strings(value, name, faults):
+        path = posixpath.normpath(file.replace("\\", "/"))
+        if path.startswith(("/", "../")) or path in {".", ".."} or re.match(r"[A-Za-z]:", path):
+            faults.append(f"{name}: {file!r} is not a path inside the workspace")
+        else:
+            files.append(path)
+    return tuple(files)
+
+
+def _commands(value: object, name: str, faults: list[str]) -> tuple[tuple[str, ...], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        faults.append(f"{name} must be a list of command lines")
+        return ()
+    commands = []
+    for entry in value:
+        if isinstance(entry, str):
+            try:
+                argv = tuple(shlex.split(entry))
+            except ValueError as exc:
+                faults.append(f"{name}: {entry[:100]!r} cannot be split ({exc})")
+                continue
+        elif isinstance(entry, list) and all(isinstance(word, str) for word in entry):
+            argv = tuple(entry)
+        else:
+            faults.append(f"{name} must be a list of command lines")
+            continue
+        if not argv or any("\0" in word for word in argv):
+            faults.append(f"{name} has an empty or unusable command line")
+        else:
+            commands.append(argv)
+    return tuple(commands)
+
+
+def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
+    name = f"task {position}"
+    if not isinstance(value, dict):
+        faults.append(f"{name} is not an object")
+        return None
+    before = len(faults)
+    task_id = value.get("id")
+    if isinstance(task_id, int) and not isinstance(task_id, bool):
+        task_id = str(task_id)
+    if not isinstance(task_id, str) or not _ID.match(task_id):
+        faults.append(f"{name}: id must be 1 to 64 letters, digits, '.', '_' or '-'")
+        task_id = "?"
+    else:
+        name = f"task {task_id!r}"
+    title = value.get("title")
+    if not isinstance(title, str) or not title.strip():
+        faults.append(f"{name}: title must be a text that is not empty")
+        title = "?"
+    instructions = value.get("instructions")
+    if instructions is None:
+        instructions = ""
+    if not isinstance(instructions, str):
+        faults.append(f"{name}: instructions must be a text")
+        instructions = ""
+    spec = TaskSpec(
+        id=task_id,
+        title=" ".join(title.split())[:200],
+        instructions=instructions.strip(),
+        files=_files(value.get("files"), f"{name}: files", faults),
+        depends=_strings(value.get("depends"), f"{name}: depends", faults),
+        acceptance=_commands(value.get("acceptance"), f"{name}: acceptance", faults),
+    )
+    return spec if len(faults) == before else None
+
+
+def parse_plan(text: str) -> Plan:
+    """Read a plan out of an agent's answer: a JSON object with ``tasks``, fenced or bare.
+
+    Args:
+        text: The answer.
+
+    Raises:
+        PlanError: It is not a plan; one sentence that names the faults.
+    """
+    if not text.strip():
+        raise PlanError("the answer is empty")
+    entries: object = None
+    for value in _values(text):
+        if isinstance(value, dict) and "tasks" in value:
+            entries = value["tasks"]
+            break
+    else:
+        raise PlanError('the answer has no JSON object with "tasks"')
+    if not isinstance(entries, list):
+        raise PlanError('"tasks" must be a list')
+    if len(entries) > _MAX_TASKS:
+        raise PlanError(f"{len(entries)} tasks are more than the {_MAX_TASKS} a plan may have")
+    faults: list[str] = []
+    tasks = [_task(entry, number, faults) for number, entry in enumerate(entries, 1)]
+    if faults:
+        raise PlanError(summarize(faults))
+    return Plan(tuple(task for task in tasks if task is not None))
+
+
+def parse_verdict(text: str) -> Verdict:
+    """Read a verdict out of a reviewer's answer: a JSON object with ``verdict``, fenced or bare.
+
+    When there are several, the last one counts: it is what the reviewer ended on.
+
+    Args:
+        text: The answer.
+
+    Raises:
+        VerdictError: It is not a verdict.
+    """
+    if not text.strip():
+        raise VerdictError("the answer is empty")
+    found: dict[str, object] | None = None
+    for value in _values(text):
+        if isinstance(value, dict) and "verdict" in value:
+            found = value
+    if found is None:
+        raise VerdictError('the answer has no JSON object with "verdict"')
+    verdict = found["verdict"]
+    if verdict not in ("accept", "reject"):
+        raise VerdictError(f'"verdict" must be "accept" or "reject", not {str(verdict)[:50]!r}')
+    faults: list[str] = []
+    reasons = found.get("reasons")
+    if isinstance(reasons, str):
+        reasons = [reasons]
+    texts = _strings(reasons, '"reasons"', faults)
+    if faults:
+        raise VerdictError(faults[0])
+    kept = tuple(reason.strip()[:2000] for reason in texts[:20] if reason.strip())
+    if verdict == "reject" and not kept:
+        raise VerdictError("a rejection needs at least one reason")
+    return Verdict(is_accepted=verdict == "accept", reasons=kept)

@@ -1,0 +1,172 @@
+"""A mission's report as plain JSON data, and back: the documented, stable form for programs.
+
+Within one ``schema`` number keys are only ever added. A reader ignores keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+from attrs import fields
+
+from orchestra.errors import ConfigurationError
+from orchestra.events import Usage
+from orchestra.opencode.mission.report import (
+    CommandResult,
+    MissionOutcome,
+    MissionReport,
+    Span,
+    TaskReport,
+    TaskState,
+)
+from orchestra.opencode.mission.tables import Table, describe
+
+__all__ = ("SCHEMA", "report_from_json", "report_to_json")
+
+SCHEMA = 1
+"""The number of the form that is written."""
+
+_Choice = TypeVar("_Choice", bound=Enum)
+_LARGEST = 2**63
+
+
+def report_to_json(report: MissionReport) -> dict[str, Any]:
+    """Return the report as data that ``json.dumps`` takes, with ``schema`` as its first key.
+
+    Args:
+        report: The report.
+    """
+    return {"schema": SCHEMA, **_record(report)}
+
+
+def _record(value: Any) -> dict[str, Any]:
+    return {
+        attribute.name: _plain(getattr(value, attribute.name)) for attribute in fields(type(value))
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        # JSON has no infinity and no NaN, and a foreign backend may price with either.
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return _record(value)
+
+
+def report_from_json(document: object) -> MissionReport:
+    """Return the report that `report_to_json` made the data of.
+
+    Args:
+        document: What ``json.loads`` returned.
+
+    Raises:
+        ConfigurationError: It is not a report of a known schema; one line per fault.
+    """
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"report: expected an object, got {describe(document)}")
+    root = Table(document, source="report")
+    if document.get("schema") != SCHEMA:
+        root.wrong("schema", f"{SCHEMA}, the form that this version reads")
+        raise ConfigurationError(*root.problems)
+    counters = root.table("statistics")
+    report = MissionReport(
+        goal=_text(root, "goal"),
+        outcome=_choice(root, "outcome", MissionOutcome.FAILED),
+        reason=_text(root, "reason"),
+        backend=_text(root, "backend"),
+        directory=_text(root, "directory"),
+        tasks=tuple(map(_task, root.tables("tasks"))),
+        commands=tuple(map(_command, root.tables("commands"))),
+        timeline=tuple(map(_span, root.tables("timeline"))),
+        usage=_usage(root.table("usage")),
+        elapsed=root.number("elapsed"),
+        started_at=_text(root, "started_at"),
+        warnings=_texts(root, "warnings"),
+        statistics={key: _count(counters, key) for key in counters},
+    )
+    if root.problems:
+        raise ConfigurationError(*root.problems)
+    return report
+
+
+def _text(table: Table, key: str) -> str:
+    return table.text(key, is_filled=False)
+
+
+def _texts(table: Table, key: str) -> tuple[str, ...]:
+    return table.texts(key, is_filled=False)
+
+
+def _count(table: Table, key: str) -> int:
+    return table.integer(key, 0, minimum=0, maximum=_LARGEST)
+
+
+def _choice(table: Table, key: str, default: _Choice) -> _Choice:
+    kind = type(default)
+    value = table.choice(key, tuple(str(member.value) for member in kind))
+    return default if value is None else kind(value)
+
+
+def _nullable(table: Table, key: str) -> str | None:
+    return None if table.take(key, "text or null") is None else _text(table, key)
+
+
+def _task(table: Table) -> TaskReport:
+    return TaskReport(
+        id=_text(table, "id"),
+        title=_text(table, "title"),
+        state=_choice(table, "state", TaskState.WAITING),
+        rounds=_count(table, "rounds"),
+        reasons=_texts(table, "reasons"),
+        files=_texts(table, "files"),
+        depends=_texts(table, "depends"),
+        usage=_usage(table.table("usage")),
+        commands=tuple(map(_command, table.tables("commands"))),
+        summary=_text(table, "summary"),
+    )
+
+
+def _command(table: Table) -> CommandResult:
+    exit_code = None
+    if table.take("exit_code", "an integer or null") is not None:
+        exit_code = table.integer("exit_code", 0, minimum=-_LARGEST, maximum=_LARGEST)
+    return CommandResult(
+        argv=_texts(table, "argv"),
+        exit_code=exit_code,
+        output=_text(table, "output"),
+        elapsed=table.number("elapsed"),
+        refusal=_text(table, "refusal"),
+        error=_text(table, "error"),
+    )
+
+
+def _span(table: Table) -> Span:
+    return Span(
+        name=_text(table, "name"),
+        task_id=_nullable(table, "task_id"),
+        round=_count(table, "round"),
+        queued=table.number("queued"),
+        started=table.number("started"),
+        ended=table.number("ended"),
+        outcome=_text(table, "outcome"),
+        session_id=_text(table, "session_id"),
+    )
+
+
+def _usage(table: Table) -> Usage:
+    tokens = {
+        attribute.name: _count(table, attribute.name)
+        for attribute in fields(Usage)
+        if attribute.name != "cost"
+    }
+    return Usage(**tokens, cost=table.number("cost"))

@@ -1,0 +1,610 @@
+"""Performs what the mission's machine orders: sessions, limits, commands, clock, files."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+from attrs import field, frozen
+
+from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
+from orchestra.errors import (
+    AgentNotFoundError,
+    ConfigurationError,
+    ModelNotFoundError,
+    OrchestraError,
+    ServerError,
+)
+from orchestra.events import (
+    Finished,
+    FinishReason,
+    PermissionAsked,
+    QuestionAsked,
+    RetryScheduled,
+    SessionEvent,
+    ToolCalled,
+    ToolStatus,
+    TurnError,
+    Usage,
+)
+from orchestra.opencode.agents.roles import ROLE_AGENTS
+from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.answers import VerdictError, parse_verdict
+from orchestra.opencode.mission.events import (
+    AgentActed,
+    CommandFinished,
+    MissionEvent,
+    MissionFinished,
+    MissionStarted,
+    PlanAccepted,
+    TaskChanged,
+    TurnFinished,
+    TurnStarted,
+    WarningRaised,
+)
+from orchestra.opencode.mission.machine import (
+    AgentAnswered,
+    Ask,
+    CloseSession,
+    Command,
+    CommandsFinished,
+    Event,
+    Finish,
+    MissionMachine,
+    PlanMade,
+    RunCommands,
+    StopRequested,
+    TaskMoved,
+    Warn,
+    WorkStarted,
+)
+from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
+from orchestra.opencode.mission.report import MissionOutcome, MissionReport, Span, TaskState
+from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.mission.todo import render_todo, write_todo
+
+__all__ = ("Mission", "MissionStatistics", "run_mission")
+
+_logger = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class MissionStatistics:
+    """What a mission is doing and has done.
+
+    Attributes:
+        tasks: How many tasks are in each state.
+        turns_running: Agent turns under way.
+        turns_finished: Agent turns that ended.
+        retries: Turns asked again because one failed.
+        permissions: Permission requests that the policy answered.
+        questions: Questions of agents that were answered for the absent person.
+        tool_calls: Tool calls that ended.
+        stale_events: Answers to work that had been given up.
+        sessions_open: Sessions that the mission holds.
+    """
+
+    tasks: Mapping[TaskState, int] = field(factory=dict)
+    turns_running: int = 0
+    turns_finished: int = 0
+    retries: int = 0
+    permissions: int = 0
+    questions: int = 0
+    tool_calls: int = 0
+    stale_events: int = 0
+    sessions_open: int = 0
+
+
+@final
+class Mission(AsyncContextManagerMixin):
+    """A mission under way: it starts on entering; leaving stops what still runs.
+
+    ::
+
+        async with Mission("add an audit log", backend=backend, directory=Path()) as mission:
+            async for event in mission.events():
+                print(event)
+            report = await mission.wait_finished()
+
+    Args:
+        goal: What the mission is for.
+        backend: Where the agents run. One that is not open is entered, and left with the mission.
+        directory: The workspace: agents and acceptance commands work in it.
+        plan: A ready plan; None: commander and planner make one.
+        agents: Agents that replace a role's own.
+        settings: The rules of the run.
+
+    Raises:
+        ValueError: The goal is empty.
+        NotADirectoryError: The workspace does not exist (on entering).
+    """
+
+    def __init__(
+        self,
+        goal: str,
+        *,
+        backend: SessionBackend,
+        directory: Path | str = ".",
+        plan: Plan | None = None,
+        agents: Mapping[Role, Agent] | None = None,
+        settings: MissionSettings | None = None,
+    ) -> None:
+        if not goal.strip():
+            raise ValueError("the goal is empty: say what the mission is for")
+        self._goal = goal.strip()
+        self._backend = backend
+        self._directory = Path(directory).resolve()
+        self._agents: dict[Role, Agent] = dict(agents or {})
+        self._settings = settings or MissionSettings()
+        self._machine = MissionMachine(self._goal, settings=self._settings, plan=plan)
+        self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
+        self._id = f"mission_{secrets.token_hex(4)}"
+        self._subscriptions = Subscriptions()
+        self._sessions: dict[str, Session] = {}
+        self._timeline: list[Span] = []
+        self._usage = Usage()
+        self._counts = {"turns": 0, "permissions": 0, "questions": 0, "tool_calls": 0}
+        self._turns_running = 0
+        self._report: MissionReport | None = None
+        self._finished = anyio.Event()
+        self._is_todo_stale = anyio.Event()
+        self._started = 0.0
+        self._started_at = ""
+        self._is_entered = False
+        self._warnings: list[str] = []
+        # Work comes back in the mission's own tasks only, so a queue and an event are enough.
+        self._inbox: deque[Event] = deque()
+        self._has_mail = anyio.Event()
+
+    # --- for the caller ---
+
+    @property
+    def id(self) -> str:
+        """The mission's id; sessions carry it in their metadata."""
+        return self._id
+
+    @property
+    def directory(self) -> Path:
+        """The workspace."""
+        return self._directory
+
+    def events(self) -> AsyncIterator[MissionEvent]:
+        """Return a feed of what happens from now on; it ends after `MissionFinished`.
+
+        Each step of the iteration is a checkpoint. A feed that is not read in time loses its
+        oldest events and says so with `EventsDropped`.
+        """
+        return self._subscriptions.open()
+
+    async def wait_finished(self) -> MissionReport:
+        """Wait for the end. Always a checkpoint.
+
+        Returns:
+            The report.
+
+        Raises:
+            RuntimeError: The mission was left before it ended.
+        """
+        await anyio.lowlevel.checkpoint()
+        await self._finished.wait()
+        if self._report is None:
+            raise RuntimeError("the mission was left before it ended: there is no report")
+        return self._report
+
+    def stop(self, reason: str = "it was stopped") -> None:
+        """End the mission early: every session is aborted, the report says INTERRUPTED.
+
+        Returns at once; `wait_finished` waits for the end. On a finished mission it does nothing.
+
+        Args:
+            reason: Why; goes into the report.
+        """
+        self._post(StopRequested(reason=reason))
+
+    def statistics(self) -> MissionStatistics:
+        """Count what the mission is doing and has done."""
+        tasks: dict[TaskState, int] = {}
+        for state in self._machine.states().values():
+            tasks[state] = tasks.get(state, 0) + 1
+        return MissionStatistics(
+            tasks=tasks,
+            turns_running=self._turns_running,
+            turns_finished=self._counts["turns"],
+            retries=self._machine.retries,
+            permissions=self._counts["permissions"],
+            questions=self._counts["questions"],
+            tool_calls=self._counts["tool_calls"],
+            stale_events=self._machine.stale_events,
+            sessions_open=len(self._sessions),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Mission {self._id} {self._goal[:40]!r} {self._machine!r}>"
+
+    # --- life ---
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Mission]:
+        if self._is_entered:
+            raise RuntimeError("the mission has been started before: make a new one")
+        if not await anyio.Path(self._directory).is_dir():
+            raise NotADirectoryError(f"the workspace {self._directory} does not exist")
+        self._is_entered = True
+        async with AsyncExitStack() as stack:
+            if not self._backend.is_open:
+                await stack.enter_async_context(self._backend)
+            self._started = anyio.current_time()
+            self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            try:
+                async with background_tasks() as tasks:
+                    tasks.start_soon(self._drive)
+                    try:
+                        yield self
+                    finally:
+                        if not self._finished.is_set():
+                            self.stop("the mission was left before it ended")
+                            with anyio.CancelScope(shield=True):
+                                await self._finished.wait()
+            finally:
+                self._finished.set()
+                self._subscriptions.end()
+
+    async def _drive(self) -> None:
+        """Feed the machine and perform its commands, until the mission is over."""
+        finish = None
+        try:
+            async with anyio.create_task_group() as work:
+                if self._settings.todo_file is not None:
+                    work.start_soon(self._keep_todo)
+                if self._settings.deadline is not None:
+                    work.start_soon(self._keep_deadline, self._settings.deadline)
+                self._publish(MissionStarted(at=self._now(), goal=self._goal))
+                commands = self._machine.start()
+                while finish is None:
+                    for command in commands:
+                        finish = self._perform(work, command)
+                    if finish is None:
+                        commands = self._machine.handle(await self._next_event())
+                work.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close_sessions()
+                await self._write_todo()
+            if finish is not None:
+                self._report = self._make_report(finish)
+                self._publish(MissionFinished(at=self._now(), report=self._report))
+            self._finished.set()
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._has_mail.set()
+
+    async def _next_event(self) -> Event:
+        while not self._inbox:
+            self._has_mail = anyio.Event()
+            await self._has_mail.wait()
+        return self._inbox.popleft()
+
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
+        if isinstance(command, Ask):
+            work.start_soon(self._ask, command)
+        elif isinstance(command, RunCommands):
+            work.start_soon(self._run_commands, command)
+        elif isinstance(command, CloseSession):
+            if (session := self._sessions.pop(command.session, None)) is not None:
+                work.start_soon(self._close, session)
+        elif isinstance(command, TaskMoved):
+            self._is_todo_stale.set()
+            self._publish(
+                TaskChanged(
+                    at=self._now(),
+                    task_id=command.task_id,
+                    state=command.state,
+                    round=command.round,
+                    note=command.note,
+                )
+            )
+        elif isinstance(command, PlanMade):
+            self._is_todo_stale.set()
+            self._publish(PlanAccepted(at=self._now(), plan=command.plan))
+        elif isinstance(command, Warn):
+            self._publish(WarningRaised(at=self._now(), message=command.message))
+        else:
+            return command
+        return None
+
+    # --- agents ---
+
+    async def _ask(self, ask: Ask) -> None:
+        queued = self._now()
+        if ask.delay:
+            await anyio.sleep(ask.delay)
+        async with self._controller.lease(ask.role.value):
+            started = self._now()
+            self._post(WorkStarted(ticket=ask.ticket))
+            finished, session_id = await self._take_turn(ask)
+        self._timeline.append(
+            Span(
+                name=ask.role.value,
+                task_id=ask.task_id,
+                round=ask.round,
+                queued=queued,
+                started=started,
+                ended=self._now(),
+                outcome=_outcome(ask.role, finished),
+                session_id=session_id,
+            )
+        )
+        self._post(
+            AgentAnswered(
+                ticket=ask.ticket,
+                reason=finished.reason,
+                text=finished.text,
+                is_truncated=finished.is_truncated,
+                usage=finished.usage,
+                error=finished.error,
+            )
+        )
+
+    async def _take_turn(self, ask: Ask) -> tuple[Finished, str]:
+        """Run one turn to its end, whatever that is; returns its end and the session's id."""
+        session_id = ""
+        try:
+            session = self._sessions.get(ask.session)
+            if session is None:
+                session = self._sessions[ask.session] = await self._open(ask)
+            session_id = session.id
+            self._publish(
+                TurnStarted(
+                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session_id
+                )
+            )
+            self._turns_running += 1
+            try:
+                finished = await self._stream(session, ask)
+            finally:
+                self._turns_running -= 1
+                self._counts["turns"] += 1
+        except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
+            finished = _as_finished(exc, session_id)
+        except Exception as exc:
+            _logger.exception("the backend failed in a way its contract does not know")
+            finished = _as_finished(exc, session_id)
+        self._usage += finished.usage
+        self._publish(
+            TurnFinished(
+                at=self._now(),
+                role=ask.role,
+                task_id=ask.task_id,
+                session_id=session_id,
+                outcome=finished.reason.value,
+                cost=finished.usage.cost,
+            )
+        )
+        return finished, session_id
+
+    async def _open(self, ask: Ask) -> Session:
+        agent = self._agents.get(ask.role)
+        return await self._backend.open(
+            ROLE_AGENTS[ask.role] if agent is None else agent,
+            directory=self._directory,
+            title=f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value,
+            metadata={
+                "mission": self._id,
+                "role": ask.role.value,
+                "task": ask.task_id or "",
+                "round": str(ask.round),
+            },
+        )
+
+    async def _stream(self, session: Session, ask: Ask) -> Finished:
+        with anyio.move_on_after(self._settings.turn_timeout):
+            return await session.prompt(ask.message, listener=partial(self._on_session_event, ask))
+        seconds = self._settings.turn_timeout
+        return Finished(
+            session_id=session.id,
+            reason=FinishReason.ABORTED,
+            error=TurnError(name="TimeoutError", message=f"no answer within {seconds:g} s"),
+        )
+
+    def _on_session_event(self, ask: Ask, event: SessionEvent) -> None:
+        if isinstance(event, ToolCalled):
+            if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
+                self._counts["tool_calls"] += 1
+        elif isinstance(event, PermissionAsked):
+            self._counts["permissions"] += 1
+            if not event.reply.is_allowed:
+                what = " ".join(event.request.patterns)[:200]
+                self._warn(f"refused to {event.request.agent}: {event.request.permission} {what}")
+        elif isinstance(event, QuestionAsked):
+            self._counts["questions"] += 1
+        elif isinstance(event, RetryScheduled):
+            self._warn(
+                f"{_session_name(ask)}: the model call is repeated in {event.delay:.1f} s "
+                f"({event.message[:200]})"
+            )
+        self._publish(AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=event))
+
+    # --- commands ---
+
+    async def _run_commands(self, command: RunCommands) -> None:
+        queued = self._now()
+        results = []
+        async with self._controller.lease("acceptance"):
+            started = self._now()
+            self._post(WorkStarted(ticket=command.ticket))
+            for argv in command.commands:
+                result = await run_acceptance(
+                    argv, directory=self._directory, settings=self._settings
+                )
+                results.append(result)
+                self._publish(
+                    CommandFinished(at=self._now(), task_id=command.task_id, result=result)
+                )
+        is_failed = any(result.is_failed for result in results)
+        self._timeline.append(
+            Span(
+                name="acceptance",
+                task_id=command.task_id,
+                round=command.round,
+                queued=queued,
+                started=started,
+                ended=self._now(),
+                outcome="failed" if is_failed else "done",
+            )
+        )
+        self._post(CommandsFinished(ticket=command.ticket, results=tuple(results)))
+
+    # --- sessions, files, clock ---
+
+    async def _close(self, session: Session) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                await session.aclose()
+            except (OrchestraError, OSError) as exc:
+                _logger.warning("session %s could not be closed: %s", session.id, exc)
+
+    async def _close_sessions(self) -> None:
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                group.start_soon(self._close, session)
+
+    async def _keep_deadline(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        self._post(
+            StopRequested(
+                reason=f"the mission's deadline of {seconds:g} s is over",
+                outcome=MissionOutcome.FAILED,
+            )
+        )
+
+    async def _keep_todo(self) -> None:
+        """Write the plan whenever it changed; changes during a write are written together."""
+        while True:
+            await self._is_todo_stale.wait()
+            with anyio.CancelScope(shield=True):
+                await self._write_todo()
+
+    async def _write_todo(self) -> None:
+        plan = self._machine.plan
+        if self._settings.todo_file is None or plan is None or not self._is_todo_stale.is_set():
+            return
+        self._is_todo_stale = anyio.Event()
+        states = self._machine.states()
+
+        def write(path: Path) -> None:
+            write_todo(path, render_todo(self._goal, plan, states))
+
+        try:
+            await anyio.to_thread.run_sync(write, self._directory / self._settings.todo_file)
+        except OSError as exc:
+            self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
+
+    def _now(self) -> float:
+        return anyio.current_time() - self._started
+
+    def _publish(self, event: MissionEvent) -> None:
+        self._subscriptions.publish(event)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warnings and len(self._warnings) < 1_000:
+            self._warnings.append(message)
+            self._publish(WarningRaised(at=self._now(), message=message))
+
+    def _make_report(self, finish: Finish) -> MissionReport:
+        return MissionReport(
+            goal=self._goal,
+            outcome=finish.outcome,
+            reason=finish.reason,
+            backend=self._backend.name,
+            directory=str(self._directory),
+            tasks=self._machine.task_reports(),
+            commands=self._machine.commands,
+            timeline=tuple(sorted(self._timeline, key=lambda span: span.started)),
+            usage=self._usage,
+            elapsed=self._now(),
+            started_at=self._started_at,
+            warnings=(*self._machine.warnings, *self._warnings),
+            statistics={**self._counts, "retries": self._machine.retries},
+        )
+
+
+def _session_name(ask: Ask) -> str:
+    """Return how people know the session of an ask."""
+    return f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value
+
+
+def _outcome(role: Role, finished: Finished) -> str:
+    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
+    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
+        with suppress(VerdictError):
+            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
+    return finished.reason.value
+
+
+def _as_finished(exc: Exception, session_id: str) -> Finished:
+    """Turn what the backend raised into the end of a turn."""
+    is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
+    is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
+    is_known = isinstance(exc, OrchestraError | OSError)
+    return Finished(
+        session_id=session_id,
+        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
+        error=TurnError(
+            name=type(exc).__name__,
+            message=str(exc) or repr(exc),
+            is_retryable=is_known and not is_useless and not is_client_fault,
+        ),
+    )
+
+
+async def run_mission(
+    goal: str,
+    *,
+    backend: SessionBackend,
+    directory: Path | str = ".",
+    plan: Plan | None = None,
+    agents: Mapping[Role, Agent] | None = None,
+    settings: MissionSettings | None = None,
+    listener: Callable[[MissionEvent], object] | None = None,
+) -> MissionReport:
+    """Run a mission to its end. Always a checkpoint.
+
+    Args:
+        goal: What the mission is for.
+        backend: Where the agents run. One that is not open is entered, and left afterwards.
+        directory: The workspace.
+        plan: A ready plan; None: commander and planner make one.
+        agents: Agents that replace a role's own.
+        settings: The rules of the run.
+        listener: Called with each event.
+
+    Returns:
+        The report, however the mission ended.
+
+    Raises:
+        ValueError: The goal is empty.
+        NotADirectoryError: The workspace does not exist.
+        OrchestraError: The backend cannot be entered.
+    """
+    async with Mission(
+        goal, backend=backend, directory=directory, plan=plan, agents=agents, settings=settings
+    ) as mission:
+        if listener is not None:
+            async for event in mission.events():
+                listener(event)
+        return await mission.wait_finished()

@@ -1,0 +1,217 @@
+"""Run a command in its own process group, with bounds on time and output, leaving nothing."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+from attrs import frozen
+
+__all__ = ("CommandOutput", "run_command")
+
+_CHUNK = 65_536
+_GRACE = 2.0
+"""Seconds between asking a group to end and killing it, and for pipes to close after that."""
+
+
+@frozen(kw_only=True)
+class CommandOutput:
+    """What a command left.
+
+    Attributes:
+        exit_code: The exit code; negative: ended by that signal.
+        stdout: The end of its standard output, undecodable bytes replaced.
+        stderr: The end of its standard error, likewise; empty when it was merged into stdout.
+        is_truncated: Whether the start of an output was dropped for length.
+        is_timed_out: Whether it was stopped because its time was over.
+        elapsed: Seconds it ran.
+    """
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    is_truncated: bool
+    is_timed_out: bool
+    elapsed: float
+
+
+class _Tail:
+    """Keeps the last ``limit`` bytes of a stream, in whole chunks until the end."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self.is_truncated = False
+
+    def add(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        while self._size - len(self._chunks[0]) >= self._limit:
+            self._size -= len(self._chunks.popleft())
+            self.is_truncated = True
+
+    def text(self) -> str:
+        data = b"".join(self._chunks)
+        if len(data) > self._limit:
+            self.is_truncated = True
+            data = data[-self._limit :]
+        return data.decode("utf-8", errors="replace")
+
+
+def _signal_group(group: int, number: signal.Signals) -> bool:
+    """Send a signal to a process group; False when nothing is left of it."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # macOS answers so for a group of zombies
+        return False
+    return True
+
+
+async def _end_group(process: Process) -> None:
+    """End the process and everything in its group, and reap the process. Shielded, bounded."""
+    with anyio.CancelScope(shield=True):
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            with anyio.move_on_after(_GRACE):
+                await process.wait()
+        # The group outlives its leader when the command left children behind.
+        _signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    stdin = process.stdin
+    if stdin is None:
+        return
+    try:
+        if data:
+            await stdin.send(data)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass  # it ended, or closed its input, without reading everything: its right
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stdin.aclose()
+
+
+class _Reader:
+    """Reads one output to its end; after `linger`, only while something keeps coming."""
+
+    def __init__(
+        self,
+        stream: ByteReceiveStream | None,
+        tail: _Tail,
+        on_text: Callable[[str], Awaitable[object]] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._tail = tail
+        self._on_text = on_text
+        self._scope = anyio.CancelScope()
+        self._is_lingering = False
+
+    def linger(self) -> None:
+        """The process is over: a child that left its group may hold the pipe open for ever."""
+        self._is_lingering = True
+        self._scope.deadline = anyio.current_time() + _GRACE
+
+    async def run(self) -> None:
+        if self._stream is None:
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while chunk := await self._receive(self._stream):
+            self._tail.add(chunk)
+            if self._on_text is not None and (text := decoder.decode(chunk)):
+                await self._on_text(text)
+        if self._on_text is not None and (text := decoder.decode(b"", final=True)):
+            await self._on_text(text)
+
+    async def _receive(self, stream: ByteReceiveStream) -> bytes:
+        self._scope = anyio.CancelScope()
+        if self._is_lingering:
+            self.linger()
+        with self._scope:
+            try:
+                return await stream.receive(_CHUNK)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                return b""
+        return b""
+
+
+async def run_command(
+    argv: Sequence[str],
+    *,
+    directory: Path,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    output_limit: int = 65_536,
+    merge_output: bool = False,
+    on_text: Callable[[str], Awaitable[object]] | None = None,
+) -> CommandOutput:
+    """Run a command without a shell and wait for it. Always a checkpoint.
+
+    The command gets its own process group. However the call ends (exit, time-out, cancellation),
+    the whole group is told to end, then killed: no child stays behind unless it made itself a
+    group of its own. Its standard input is closed after ``stdin``, so it cannot wait for a
+    terminal.
+
+    Args:
+        argv: The program and its arguments.
+        directory: Its working directory.
+        stdin: What it reads before the end of its input.
+        environment: Its whole environment; None: this process's.
+        timeout: Seconds it may run, as part of the command's own terms; None: no limit. What it
+            printed until then is kept, which a cancel scope around the call cannot do.
+        output_limit: Bytes kept of the end of each output.
+        merge_output: Whether standard error goes where standard output goes.
+        on_text: Awaited with each piece of standard output as it comes.
+
+    Raises:
+        OSError: The program cannot be started.
+    """
+    started = time.monotonic()
+    with anyio.CancelScope(shield=True):
+        # Half a start cannot be undone on asyncio: pipes and process would leak. It is short.
+        process = await anyio.open_process(
+            list(argv),
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
+            start_new_session=True,
+        )
+    out, err = _Tail(output_limit), _Tail(output_limit)
+    readers = (_Reader(process.stdout, out, on_text), _Reader(process.stderr, err))
+    async with process:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_feed, process, stdin.encode("utf-8", errors="replace"))
+                for reader in readers:
+                    group.start_soon(reader.run)
+                with anyio.move_on_after(timeout) as deadline:
+                    await process.wait()
+                await _end_group(process)
+                for reader in readers:
+                    reader.linger()
+        except BaseException:
+            await _end_group(process)
+            raise
+    return CommandOutput(
+        exit_code=process.returncode if process.returncode is not None else -signal.SIGKILL,
+        stdout=out.text(),
+        stderr=err.text(),
+        is_truncated=out.is_truncated or err.is_truncated,
+        is_timed_out=deadline.cancelled_caught,
+        elapsed=time.monotonic() - started,
+    )

@@ -1,0 +1,576 @@
+"""Agents that are Python callables or command lines: no server, no key, no network."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from attrs import field, frozen, validators
+
+from orchestra.abc import (
+    Agent,
+    BackendStatistics,
+    PermissionPolicy,
+    Session,
+    SessionBackend,
+    deny_all,
+)
+from orchestra.background import background_tasks
+from orchestra.errors import AgentNotFoundError
+from orchestra.events import (
+    Finished,
+    FinishReason,
+    PermissionAsked,
+    PermissionReply,
+    PermissionRequest,
+    SessionEvent,
+    Started,
+    TextReceived,
+    ToolCalled,
+    ToolStatus,
+    TurnError,
+    Usage,
+    UsageReported,
+)
+from orchestra.processes import run_command
+
+__all__ = ("CommandAgent", "EmbeddedAgent", "EmbeddedBackend", "Turn")
+
+_MAX_TEXT = 1 << 20
+"""Characters of an answer that are kept."""
+_BUFFER = 256
+"""Events that wait for a reader before the agent has to."""
+
+
+class _Record:
+    """What a turn has told so far, and the way to its reader."""
+
+    def __init__(self, session_id: str, send: MemoryObjectSendStream[SessionEvent]) -> None:
+        self._session_id = session_id
+        self._send = send
+        self._answer: list[str] = []
+        self._answer_size = 0
+        self._usage = Usage()
+
+    async def tell(self, event: SessionEvent) -> None:
+        try:
+            await self._send.send(event)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise RuntimeError(f"the turn of session {self._session_id} is over") from None
+        if isinstance(event, TextReceived):
+            if self._answer_size <= _MAX_TEXT:
+                self._answer.append(event.text)
+                self._answer_size += len(event.text)
+        elif isinstance(event, ToolCalled):
+            self._answer.clear()
+            self._answer_size = 0
+        elif isinstance(event, UsageReported):
+            self._usage += event.usage
+
+    def finish(
+        self, reason: FinishReason, answer: str | None = None, error: TurnError | None = None
+    ) -> Finished:
+        text = "".join(self._answer) if answer is None else answer
+        return Finished(
+            session_id=self._session_id,
+            reason=reason,
+            text=text[:_MAX_TEXT],
+            is_truncated=len(text) > _MAX_TEXT,
+            usage=self._usage,
+            error=error,
+        )
+
+    def close(self) -> None:
+        self._send.close()
+
+
+@final
+class Turn:
+    """What an embedded agent gets: one prompt, and the means to tell how it goes.
+
+    The async methods belong to the event loop; a plain function, which runs in a worker thread,
+    calls them as ``anyio.from_thread.run(turn.text, "...")``. Each of them is a checkpoint.
+
+    Attributes:
+        prompt: What the agent shall do.
+        directory: Where it shall do it.
+        agent: The agent that the session was opened for.
+        metadata: What the session was opened with.
+        session_id: The session.
+        number: 1 for the session's first prompt.
+        memory: The agent's own notes, kept for the length of the session.
+    """
+
+    def __init__(
+        self,
+        session: _EmbeddedSession,
+        prompt: str,
+        number: int,
+        record: _Record,
+    ) -> None:
+        self.prompt = prompt
+        self.directory = session.directory
+        self.agent = session.agent
+        self.metadata = session.metadata
+        self.session_id = session.id
+        self.number = number
+        self.memory = session.memory
+        self._policy = session.host.policy
+        self._record = record
+        self._calls = itertools.count(1)
+
+    async def text(self, text: str) -> None:
+        """Show a piece of the answer.
+
+        Args:
+            text: The piece; an empty one is not told.
+        """
+        if text:
+            await self._record.tell(TextReceived(session_id=self.session_id, text=text))
+
+    async def tool_call(
+        self,
+        tool: str,
+        input: Mapping[str, object] | None = None,  # noqa: A002  (the field's word)
+        *,
+        output: str = "",
+        error: str = "",
+    ) -> None:
+        """Tell that the agent has used a tool.
+
+        Args:
+            tool: The tool's name.
+            input: What it was called with.
+            output: What it gave.
+            error: Why it failed; empty when it did not.
+        """
+        await self._record.tell(
+            ToolCalled(
+                session_id=self.session_id,
+                call_id=f"call_{next(self._calls)}",
+                tool=tool,
+                status=ToolStatus.FAILED if error else ToolStatus.COMPLETED,
+                input=dict(input or {}),
+                output=output,
+                error=error,
+            )
+        )
+
+    async def usage(self, usage: Usage) -> None:
+        """Tell what a model call consumed.
+
+        Args:
+            usage: This call's share; the turn adds them up.
+        """
+        await self._record.tell(UsageReported(session_id=self.session_id, usage=usage))
+
+    async def ask_permission(
+        self, permission: str, *patterns: str, metadata: Mapping[str, object] | None = None
+    ) -> PermissionReply:
+        """Ask the backend's policy whether the agent may do something.
+
+        Args:
+            permission: What kind of act.
+            patterns: What it is about.
+            metadata: Further details for the policy.
+
+        Returns:
+            The policy's answer.
+        """
+        request = PermissionRequest(
+            id=f"{self.session_id}.permission_{next(self._calls)}",
+            session_id=self.session_id,
+            agent=self.agent.name,
+            permission=permission,
+            patterns=patterns,
+            metadata=dict(metadata or {}),
+        )
+        reply = self._policy(request)
+        if inspect.isawaitable(reply):
+            reply = await reply
+        await self._record.tell(
+            PermissionAsked(session_id=self.session_id, request=request, reply=reply)
+        )
+        return reply
+
+    def __repr__(self) -> str:
+        return f"<Turn {self.number} of {self.session_id} agent={self.agent.name!r}>"
+
+
+EmbeddedAgent: TypeAlias = Callable[[Turn], Awaitable[str | None] | str | None]
+"""An agent as a callable. It returns its answer; None: the text that it told since its last tool
+call. What it raises ends the turn with ``FinishReason.FAILED``. A coroutine function runs on the
+event loop, any other callable in a worker thread."""
+
+
+class _CommandFailedError(Exception):
+    """The command ended with an exit code other than 0, or ran out of time."""
+
+
+@frozen
+class CommandAgent:
+    """An agent that is a command line: prompt on standard input, answer on standard output.
+
+    Standard input is closed after the prompt. The command runs without a shell in the session's
+    directory, in a process group that ends with the turn. An exit code other than 0 ends the turn
+    with ``FinishReason.FAILED``.
+
+    Attributes:
+        argv: The program and its arguments.
+        environment: Added to this process's environment.
+        timeout: Seconds that a turn may take; None: no limit.
+    """
+
+    argv: tuple[str, ...] = field(validator=validators.min_len(1))
+    environment: Mapping[str, str] = field(factory=dict, kw_only=True)
+    timeout: float | None = field(
+        default=None, validator=validators.optional(validators.gt(0)), kw_only=True
+    )
+
+    async def __call__(self, turn: Turn) -> None:
+        """Run the command for one turn. A checkpoint.
+
+        Args:
+            turn: The turn.
+        """
+        result = await run_command(
+            self.argv,
+            directory=turn.directory,
+            stdin=turn.prompt,
+            environment={**os.environ, **self.environment},
+            timeout=self.timeout,
+            on_text=turn.text,
+        )
+        if result.is_timed_out:
+            raise _CommandFailedError(f"{self.argv[0]} was stopped after {self.timeout:g} s")
+        if result.exit_code != 0:
+            lines = result.stderr.strip().splitlines()
+            detail = f": {lines[-1][:500]}" if lines else ""
+            raise _CommandFailedError(
+                f"{self.argv[0]} ended with exit code {result.exit_code}{detail}"
+            )
+
+
+def _is_async(agent: EmbeddedAgent) -> bool:
+    call = getattr(agent, "__call__", None)  # noqa: B004  (the method, for instances)
+    return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(call)
+
+
+class _Run:
+    """One turn under way: the agent's task on one side, the reader on the other."""
+
+    __slots__ = ("_receive", "finished", "idle", "is_over", "scope")
+
+    def __init__(self, receive: MemoryObjectReceiveStream[SessionEvent]) -> None:
+        self.scope = anyio.CancelScope()
+        self.idle = anyio.Event()
+        self.finished: Finished | None = None
+        self.is_over = False
+        self._receive = receive
+
+    def __aiter__(self) -> _Run:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self.finished is None or self.is_over:
+                raise StopAsyncIteration from None
+            await self.idle.wait()
+            self.is_over = True
+            return self.finished
+
+    def close(self) -> None:
+        self._receive.close()
+
+
+class _Host:
+    """What a backend and its sessions share: the tasks, the counters, the policy."""
+
+    def __init__(self, tasks: TaskGroup, policy: PermissionPolicy, thread_grace: float) -> None:
+        self.policy = policy
+        self.sessions: dict[str, _EmbeddedSession] = {}
+        self.opened = 0
+        self.running = 0
+        self.ended = 0
+        self._tasks = tasks
+        self._thread_grace = thread_grace
+
+    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        self.running += 1
+        self._tasks.start_soon(work, *args)
+
+    def end(self) -> None:
+        self.running -= 1
+        self.ended += 1
+
+    async def run_in_thread(self, call: EmbeddedAgent, turn: Turn) -> Any:
+        """Run a plain function; when cancelled, wait ``thread_grace`` for it, then let it go."""
+        token = anyio.lowlevel.current_token()
+        done = anyio.Event()
+        is_started = is_given_up = False
+
+        def work() -> Any:
+            nonlocal is_started
+            is_started = True
+            try:
+                return None if is_given_up else call(turn)
+            finally:
+                with suppress(anyio.RunFinishedError):
+                    anyio.from_thread.run_sync(done.set, token=token)
+
+        try:
+            # How many work at once is the caller's decision: no second limit here.
+            return await anyio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
+        except anyio.get_cancelled_exc_class():
+            is_given_up = True
+            if is_started:
+                with anyio.move_on_after(self._thread_grace, shield=True):
+                    await done.wait()
+            raise
+
+
+class _EmbeddedSession(Session):
+    def __init__(
+        self,
+        host: _Host,
+        session_id: str,
+        agent: Agent,
+        call: EmbeddedAgent,
+        directory: Path,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.host = host
+        self.agent = agent
+        self.directory = directory
+        self.metadata = metadata
+        self.memory: dict[str, Any] = {}
+        self._id = session_id
+        self._call = call
+        self._turns = 0
+        self._run: _Run | None = None
+        self._is_closed = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def is_busy(self) -> bool:
+        return self._run is not None
+
+    @asynccontextmanager
+    async def stream(self, prompt: str) -> AsyncIterator[AsyncIterator[SessionEvent]]:
+        if not prompt:
+            raise ValueError("the prompt is empty: say what the agent shall do")
+        if self._is_closed:
+            raise anyio.ClosedResourceError(f"session {self._id} is closed: open a new one")
+        if self._run is not None:
+            raise anyio.BusyResourceError(f"using session {self._id}")
+        self._turns += 1
+        send, receive = anyio.create_memory_object_stream[SessionEvent](_BUFFER)
+        send.send_nowait(Started(session_id=self._id, prompt_id=f"{self._id}.{self._turns}"))
+        run = self._run = _Run(receive)
+        record = _Record(self._id, send)
+        self.host.start(self._work, run, Turn(self, prompt, self._turns, record), record)
+        try:
+            await anyio.lowlevel.checkpoint()
+            yield run
+        finally:
+            run.scope.cancel()
+            run.close()
+            with anyio.CancelScope(shield=True):
+                await run.idle.wait()
+
+    async def _work(self, run: _Run, turn: Turn, record: _Record) -> None:
+        run.finished = record.finish(FinishReason.ABORTED)
+        try:
+            with run.scope:
+                run.finished = await self._answer(turn, record)
+            if run.scope.cancelled_caught:
+                run.finished = record.finish(FinishReason.ABORTED)
+        finally:
+            record.close()
+            self._run = None
+            self.host.end()
+            run.idle.set()
+
+    async def _answer(self, turn: Turn, record: _Record) -> Finished:
+        try:
+            if _is_async(self._call):
+                answer = self._call(turn)
+                text: Any = await answer if inspect.isawaitable(answer) else answer
+            else:
+                text = await self.host.run_in_thread(self._call, turn)
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"the agent returned {type(text).__name__}, not a string")
+            if text:
+                await record.tell(TextReceived(session_id=self._id, text=text))
+        except Exception as exc:  # noqa: BLE001  (whatever an agent raises is its turn's failure)
+            error = TurnError(
+                name=type(exc).__name__.lstrip("_"),
+                message=(str(exc) or repr(exc))[:2000],
+                retry_after=getattr(exc, "retry_after", None),
+            )
+            return record.finish(FinishReason.FAILED, error=error)
+        return record.finish(FinishReason.DONE, text)
+
+    async def abort(self) -> None:
+        run = self._run
+        if run is None:
+            await anyio.lowlevel.checkpoint()
+            return
+        run.scope.cancel()
+        await run.idle.wait()
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        self.host.sessions.pop(self._id, None)
+        run = self._run
+        if run is not None:
+            run.scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await run.idle.wait()
+        await anyio.lowlevel.checkpoint()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "busy" if self.is_busy else "idle"
+        return f"<EmbeddedSession {self._id} agent={self.agent.name!r} {state}>"
+
+
+@final
+class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
+    """Runs agents in this process: Python callables, and command lines as `CommandAgent`.
+
+    ::
+
+        async def worker(turn: Turn) -> str:
+            return turn.prompt.upper()
+
+        async with EmbeddedBackend({"worker": worker}) as backend:
+            async with backend.lease("worker", directory=Path()) as session:
+                finished = await session.prompt("hello")
+
+    Each turn has its own cancel scope: aborting it cancels a coroutine at its next checkpoint and
+    ends a command's process group. A plain function cannot be interrupted; it is given
+    ``thread_grace`` seconds to come back, then its thread is left to itself and what it still
+    tells is refused. ``anyio.from_thread.check_cancelled()`` lets it notice.
+
+    The agent's ``prompt``, ``model`` and ``permissions`` are not interpreted: the callable finds them in
+    ``turn.agent``.
+
+    Args:
+        agents: The callables by agent name.
+        permission_policy: Answers `Turn.ask_permission`.
+        thread_grace: Seconds that an aborted plain function may take to return.
+    """
+
+    def __init__(
+        self,
+        agents: Mapping[str, EmbeddedAgent],
+        *,
+        permission_policy: PermissionPolicy = deny_all,
+        thread_grace: float = 5.0,
+    ) -> None:
+        for name, agent in agents.items():
+            if not callable(agent):
+                raise TypeError(f"agent {name!r} must be callable, not {type(agent).__name__}")
+        if thread_grace < 0:
+            raise ValueError(f"thread_grace must not be negative, but is {thread_grace!r}")
+        self._agents = dict(agents)
+        self._permission_policy = permission_policy
+        self._thread_grace = thread_grace
+        self._ids = itertools.count(1)
+        self._host: _Host | None = None
+        self._is_open = False
+
+    @property
+    def name(self) -> str:
+        return "embedded"
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[EmbeddedBackend]:
+        if self._host is not None:
+            raise RuntimeError("the embedded backend has been entered before: make a new one")
+        async with background_tasks() as tasks:
+            host = self._host = _Host(tasks, self._permission_policy, self._thread_grace)
+            self._is_open = True
+            try:
+                yield self
+            finally:
+                self._is_open = False
+                with anyio.CancelScope(shield=True):
+                    for session in list(host.sessions.values()):
+                        await session.aclose()
+
+    async def open(
+        self,
+        agent: Agent | str,
+        *,
+        directory: Path,
+        title: str = "",  # noqa: ARG002  (the contract's; nobody looks at it here)
+        metadata: Mapping[str, str] | None = None,
+    ) -> Session:
+        await anyio.lowlevel.checkpoint()
+        host = self._host
+        if host is None or not self._is_open:
+            raise anyio.ClosedResourceError("the embedded backend is not open: use 'async with'")
+        wanted = Agent(agent) if isinstance(agent, str) else agent
+        call = self._agents.get(wanted.name)
+        if call is None:
+            known = ", ".join(sorted(self._agents)) or "none"
+            raise AgentNotFoundError(
+                f"the embedded backend has no agent {wanted.name!r}; it has: {known}"
+            )
+        if not os.path.isdir(directory):  # noqa: PTH112, ASYNC240  (one stat, faster than a thread)
+            raise NotADirectoryError(f"the agent's directory {directory} does not exist")
+        session = _EmbeddedSession(
+            host,
+            f"embedded_{next(self._ids)}",
+            wanted,
+            call,
+            Path(directory),
+            dict(metadata or {}),
+        )
+        host.sessions[session.id] = session
+        host.opened += 1
+        return session
+
+    def statistics(self) -> BackendStatistics:
+        host = self._host
+        if host is None:
+            return BackendStatistics(
+                sessions_open=0, sessions_opened=0, turns_running=0, turns_finished=0
+            )
+        return BackendStatistics(
+            sessions_open=len(host.sessions),
+            sessions_opened=host.opened,
+            turns_running=host.running,
+            turns_finished=host.ended,
+        )
+
+    def __repr__(self) -> str:
+        statistics = self.statistics()
+        return (
+            f"<EmbeddedBackend agents={sorted(self._agents)} "
+            f"sessions_open={statistics.sessions_open} turns_running={statistics.turns_running}>"
+        )
