@@ -35,18 +35,22 @@ class Measure:
         self.value: float | None = None
         self._operations = 1
         self._begin = 0
+        self._clock = time.process_time_ns
 
-    def __call__(self, operations: int) -> Measure:
+    def __call__(self, operations: int, *, waits: bool = False) -> Measure:
         """Name the number of operations that the following ``with`` block performs.
 
         Args:
-            operations: The divisor of the elapsed time.
+            operations: The divisor of the time.
+            waits: Whether waiting is part of what is measured. If not, the time is the processor
+                time of this process, for which it does not matter what else the machine does.
         """
         self._operations = operations
+        self._clock = time.perf_counter_ns if waits else time.process_time_ns
         return self
 
     def __enter__(self) -> None:
-        self._begin = time.perf_counter_ns()
+        self._begin = self._clock()
 
     def __exit__(
         self,
@@ -54,7 +58,7 @@ class Measure:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.value = (time.perf_counter_ns() - self._begin) / 1e9 / self._operations
+        self.value = (self._clock() - self._begin) / 1e9 / self._operations
 
     def report(self, value: float) -> None:
         """Give a figure that is not a time: calls admitted, refusals, bytes.

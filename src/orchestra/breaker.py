@@ -18,7 +18,7 @@ from orchestra._core.breaker import (
     CircuitTrip,
     RecoveryTimeout,
 )
-from orchestra._core.checks import exception_types
+from orchestra._core.checks import check_callable, exception_types
 from orchestra._core.retry import retry_after_of
 from orchestra._core.tally import FAILED, SLOW, SUCCEEDED, FailureRate
 from orchestra._functions import is_async, refuse_generator
@@ -188,9 +188,8 @@ class CircuitBreaker:
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, not {name!r}")
-        for field, value in (("retry_after", retry_after), ("clock", clock)):
-            if not callable(value):
-                raise TypeError(f"{field} must be callable, not {value!r}")
+        check_callable("retry_after", retry_after)
+        check_callable("clock", clock)
         self._name = name
         self._on = exception_types("on", on)
         self._config = BreakerConfig(
@@ -234,20 +233,25 @@ class CircuitBreaker:
     def _ask(self) -> int:
         now = self._clock()
         breaker = self._breaker
-        with self._lock:
-            generation = breaker.admit(now)
-            state, reopens_at, trip = breaker.state, breaker.reopens_at, breaker.trip
-        if self._teller.events:
-            self._teller.deliver()
-        if generation is None:
-            # Not kept in a variable: the traceback would make a cycle of it and this frame.
-            raise CircuitOpenError(
-                self._name,
-                state,
-                max(reopens_at - now, 0.0) if state is _OPEN else None,
-                trip.failures if trip is not None else 0,
-            )
-        return generation
+        state, reopens_at = breaker.state, breaker.reopens_at
+        if state is _OPEN and now < reopens_at:
+            breaker.rejected += 1  # nothing else changes, so that this needs no lock
+        else:
+            with self._lock:
+                generation = breaker.admit(now)
+                state, reopens_at = breaker.state, breaker.reopens_at
+            if self._teller.events:
+                self._teller.deliver()
+            if generation is not None:
+                return generation
+        trip = breaker.trip
+        # Not kept in a variable: the traceback would make a cycle of it and this frame.
+        raise CircuitOpenError(
+            self._name,
+            state,
+            max(reopens_at - now, 0.0) if state is _OPEN else None,
+            trip.failures if trip is not None else 0,
+        )
 
     def _succeed(self, generation: int, started: float) -> None:
         if generation == self._breaker.quiet_pass:
@@ -317,19 +321,21 @@ class CircuitBreaker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        generation, started = self._leave()
+        block = _blocks.get()
+        if block is not None and block[0] is self:
+            _, generation, started, outer = block
+            _blocks.set(outer)
+        else:
+            generation, started = self._leave_out_of_order()
         if exc is None:
             self._succeed(generation, started)
         else:
             self._fail(generation, started, exc)
 
-    def _leave(self) -> tuple[int, float]:
-        block = _blocks.get()
-        if block is not None and block[0] is self:
-            _blocks.set(block[3])
-            return block[1], block[2]
-        # Generators that one task runs side by side may leave their blocks out of order.
+    def _leave_out_of_order(self) -> tuple[int, float]:
+        """Find this breaker's block further out: one task may run two guarded generators."""
         inner = []
+        block = _blocks.get()
         while block is not None and block[0] is not self:
             inner.append(block)
             block = block[3]
@@ -338,10 +344,10 @@ class CircuitBreaker:
                 f"this block of circuit {self._name!r} was entered in another context; use "
                 "acquire() and keep the permit"
             )
-        _, generation, started, rest = block
+        _, generation, started, outer = block
         for other in reversed(inner):
-            rest = (*other[:3], rest)
-        _blocks.set(rest)
+            outer = (*other[:3], outer)
+        _blocks.set(outer)
         return generation, started
 
     async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:

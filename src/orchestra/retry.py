@@ -13,7 +13,14 @@ from typing import Any, ParamSpec, TypeVar, cast, final
 import anyio
 import attrs
 
-from orchestra._core.checks import count, exception_types, function, of_type, optional_seconds
+from orchestra._core.checks import (
+    check_callable,
+    count,
+    exception_types,
+    function,
+    of_type,
+    optional_seconds,
+)
 from orchestra._core.retry import Backoff, Budget, BudgetStatistics, decide, retry_after_of
 from orchestra._functions import is_async, refuse_generator
 from orchestra._listeners import Teller
@@ -55,6 +62,7 @@ class RetryBudget:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = Budget(ratio=ratio, per_second=per_second, seconds=seconds)
+        check_callable("clock", clock)
         self._clock = clock
         self._lock = threading.RLock()
 
@@ -252,13 +260,13 @@ class Retry:
         with counts.lock:
             counts.retried += again
             counts.given_up += not again
-        self._teller.put(
-            AttemptFailed(
-                attempt=attempt, error=error, verdict=verdict, delay=delay if again else None
+        wait = delay if again else None
+        if self.listener is not None:
+            self._teller.put(
+                AttemptFailed(attempt=attempt, error=error, verdict=verdict, delay=wait)
             )
-        )
-        self._teller.deliver()
-        return delay if again else None
+            self._teller.deliver()
+        return wait
 
     def statistics(self) -> RetryStatistics:
         """Count what it did so far."""

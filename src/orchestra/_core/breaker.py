@@ -101,6 +101,9 @@ class BreakerConfig:
 class CircuitStatistics:
     """A breaker's state and what it has seen since it was made.
 
+    On an interpreter without a global lock ``succeeded`` and ``rejected`` are lower bounds, because
+    two threads may count as one.
+
     Attributes:
         state: Where it stands; OPEN until the first call after the break.
         retry_after: Seconds until the next probe is let through; None unless ``state`` is OPEN.
@@ -110,8 +113,7 @@ class CircuitStatistics:
         recent_slow_calls: Those of them that were slow.
         probes_out: Probes under way.
         probes_passed: Probes that ended well in this half-open period.
-        succeeded: Calls that ended well, ever. A lower bound on an interpreter without a global
-            lock, where two threads may count as one.
+        succeeded: Calls that ended well, ever.
         failed: Calls that failed, ever.
         ignored: Calls that ended by cancellation or by an error the breaker is not about, ever.
         late: Those of all these that were let through in an earlier period, and decided nothing.

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 __all__ = (
+    "check_callable",
     "count",
     "exception_types",
     "finite",
@@ -112,8 +113,21 @@ def function(_instance: object, attribute: attrs.Attribute[Any], value: object) 
     Raises:
         TypeError: It cannot.
     """
+    check_callable(attribute.name, value)
+
+
+def check_callable(name: str, value: object) -> None:
+    """Check that a value can be called.
+
+    Args:
+        name: What to call it.
+        value: What it is.
+
+    Raises:
+        TypeError: It cannot.
+    """
     if not callable(value):
-        raise TypeError(f"{attribute.name} must be callable, not {value!r}")
+        raise TypeError(f"{name} must be callable, not {value!r}")
 
 
 def of_type(*types: type) -> Callable[[object, attrs.Attribute[Any], object], None]:
