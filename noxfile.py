@@ -75,10 +75,12 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks; each prints its figures and fails at its bound."""
+    """The benchmarks: prints the ratios and writes those of the suite into the documentation."""
     install(session, "tests", "bench")
-    for script in session.posargs or ("import_time", "mission_overhead"):
-        session.run("python", f"benchmarks/{script}.py")
+    session.run("python", "-m", "benchmarks", "--save", "docs/benchmarks", *session.posargs)
+    if not session.posargs:
+        for script in ("import_time", "mission_overhead"):
+            session.run("python", f"benchmarks/{script}.py")
 
 
 @nox.session
