@@ -100,7 +100,7 @@ def as_rst(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
         lines += [
             f".. list-table:: {outcome.benchmark.title} ({unit})",
             "   :header-rows: 1",
-            "   :widths: 34 12 14 18 12 10",
+            "   :widths: 34 10 12 24 12 8",
             "",
             *_rst_row("", "loop", "median", "ours / this", "bound", "met"),
         ]
@@ -154,7 +154,12 @@ def _figure(outcome: Outcome, series: Series) -> str:
 
 
 def _spread(comparison: Comparison) -> str:
-    return f"{comparison.ratio:.2f} ({comparison.low:.2f} - {comparison.high:.2f})"
+    low, high = _ratio(comparison.low), _ratio(comparison.high)
+    return f"{_ratio(comparison.ratio)} ({low}-{high})"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -181,7 +186,8 @@ def as_svg(outcomes: Sequence[Outcome], title: str) -> str:
         for value in (comparison.low, comparison.high, *_bounds(comparison))
         if 0 < value < math.inf
     ]
-    span = max(abs(math.log10(value)) for value in (*reach, 2.0)) * 1.08
+    # Two decades to each side; what is further out ends at the edge, and its figure says so.
+    span = min(max(abs(math.log10(value)) for value in (*reach, 2.0)), 2.0) * 1.08
     bottom = top + 6 + step * (len(entries) + len(outcomes)) + 10
 
     def x(ratio: float) -> float:
@@ -214,7 +220,7 @@ def as_svg(outcomes: Sequence[Outcome], title: str) -> str:
             _bar(x(1), x(comparison.ratio), y),
             _line(x(comparison.low), y - 4.5, x(comparison.high), y - 4.5, "#111111"),
             *(_line(x(b), y - 13, x(b), y + 4, "#cc2222", width=2) for b in _bounds(comparison)),
-            _text(left + width + 10, y, f"{comparison.ratio:.2f}x"),
+            _text(left + width + 10, y, f"{_ratio(comparison.ratio)}x"),
         ]
     head = (
         '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" '
