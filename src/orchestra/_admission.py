@@ -9,7 +9,7 @@ import anyio
 from attrs import frozen
 
 from orchestra._core.waiters import Priority
-from orchestra._lane import ConcurrencyToken, Gate, Lane, closed_error
+from orchestra._lane import ConcurrencyToken, Gate, Lane, closed_error, wait_for_all
 from orchestra._waiting import checkpoint
 from orchestra.errors import PressureError
 
@@ -118,34 +118,36 @@ class _Admission:
 
     async def run(self) -> CircuitPermit | None:
         """Take all; the slots are counted as in use when it returns."""
-        owned: Lane | None = None  # through its queue we came a moment ago: its slots are ours
-        passed: Gate | None = None  # through its line we came a moment ago: it is our turn
+        is_owner = False  # the slots are ours: we came out of their queues a moment ago
+        passed: Gate | None = None  # it is our turn there: we came out of its line a moment ago
         while True:
             try:
                 for lane in self.wants:
                     self.door.refuse_if_unwelcome(lane, self.priority)
                 permit = None if self.breaker is None else self.breaker.acquire()
             except BaseException:
-                if owned is not None:
-                    owned.give_back(self.wants[owned])
+                self._give_back(is_owner)
                 raise
             # From here to the next wait everything is synchronous, so it is one step for others.
-            obstacle = self._closed_gate(passed) or self._take_slots(owned)
-            if obstacle is None:
+            gate = self._closed_gate(passed)
+            if gate is None and (is_owner or self._take()):
                 for gate in self._gates():
                     gate.take(self.model_tokens)
                 return permit
-            if owned is not None:
-                owned.give_back(self.wants[owned])
             if permit is not None:
                 permit.ignore()
-            owned = passed = None
-            if isinstance(obstacle, Lane):
-                await obstacle.wait(self.wants[obstacle], self.priority)
-                owned = obstacle
+            self._give_back(is_owner)
+            is_owner, passed = False, gate
+            if gate is not None:
+                await self._pass(gate)
             else:
-                await self._pass(obstacle)
-                passed = obstacle
+                await wait_for_all(self.wants, self.priority)
+                is_owner = True
+
+    def _give_back(self, is_owner: bool) -> None:  # noqa: FBT001 - private, one meaning
+        if is_owner:
+            for lane, count in self.wants.items():
+                lane.give_back(count)
 
     def _gates(self) -> list[Gate]:
         return list(dict.fromkeys(lane.gate for lane in self.wants))
@@ -157,18 +159,12 @@ class _Admission:
                 return gate
         return None
 
-    def _take_slots(self, owned: Lane | None) -> Lane | None:
-        """Take what we do not own; on failure take nothing and return the limiter that is full."""
-        taken: list[Lane] = []
+    def _take(self) -> bool:
+        if not all(lane.can_take(count, self.priority) for lane, count in self.wants.items()):
+            return False
         for lane, count in self.wants.items():
-            if lane is owned:
-                continue
-            if not lane.try_take(count, self.priority):
-                for other in taken:
-                    other.give_back(self.wants[other])
-                return lane
-            taken.append(lane)
-        return None
+            lane.take(count, self.priority)
+        return True
 
     async def _pass(self, gate: Gate) -> None:
         """Wait until it is our turn and the gate is open; hold nothing but the place in line."""
@@ -179,8 +175,10 @@ class _Admission:
             if line is None:
                 await self._sleep(gate)
                 return
-            if not line.try_take(1, self.priority):
-                await line.wait(1, self.priority)
+            if line.can_take(1, self.priority):
+                line.take(1, self.priority)
+            else:
+                await line.wait(self.priority)
             try:
                 await self._sleep(gate)
             finally:

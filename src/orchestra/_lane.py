@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Final, Protocol, final
+from typing import Final, Literal, Protocol, TypeAlias, final
 
 import anyio
 from anyio import WouldBlock
@@ -13,12 +13,16 @@ from anyio import WouldBlock
 from orchestra._core.gates import Cooldown, RateLimit, RateState
 from orchestra._core.limits import Fixed, Limit
 from orchestra._core.waiters import Priority
-from orchestra._waiting import WaitQueue, checkpoint
+from orchestra._waiting import WaitQueue, checkpoint, park
 from orchestra.errors import CapacityError
 
-__all__ = ("ConcurrencyToken", "Gate", "Lane", "Owner", "closed_error")
+__all__ = ("ConcurrencyToken", "Gate", "Lane", "Owner", "closed_error", "wait_for_all")
 
 _new = object.__new__
+
+
+Need: TypeAlias = "Literal[1] | Mapping[Lane, int]"
+"""What a waiter wants: one slot of the limiter in whose queue it is, or these slots together."""
 
 
 class Owner(Protocol):
@@ -94,7 +98,7 @@ class Lane:
         self._is_fast: Final = is_fast
         self._is_traced: Final = is_traced
         self._is_guarded = False
-        self._queue: Final = WaitQueue(self.give_back)
+        self._queue: Final[WaitQueue[Need]] = WaitQueue()
         self.order: Final = self._queue.order
         self.is_open = not is_traced
         self.delayed = 0
@@ -144,10 +148,11 @@ class Lane:
             token.count = 1
         elif self._is_guarded:
             return await self._acquire_guarded(priority, model_tokens)
-        elif self.free > 0 and self.try_take(1, priority):
+        elif self.can_take(1, priority):
+            self.take(1, priority)
             token = self.token(1)
         else:
-            await self.wait(1, priority)
+            await self.wait(priority)
             if self._is_guarded:  # since a moment ago: it must not start during a cooldown
                 self.give_back(1)
                 return await self._acquire_guarded(priority, model_tokens)
@@ -176,8 +181,9 @@ class Lane:
             self._owner.refuse_if_unwelcome(self, priority)
             if self.gate.is_busy(model_tokens):
                 raise WouldBlock
-        if not self.try_take(count, priority):
+        if not self.can_take(count, priority):
             raise WouldBlock
+        self.take(count, priority)
         self.gate.take(model_tokens)
         return self.token(count)
 
@@ -215,20 +221,23 @@ class Lane:
                 f"ask for fewer or try later"
             )
 
-    def try_take(self, count: int, priority: Priority) -> bool:
-        """Take slots if they are free and nobody is before us."""
+    def can_take(self, count: int, priority: Priority) -> bool:
+        """Whether slots are free and nobody is before us."""
         if self.free < count:
             return False
-        if self.order.size and not self._queue.try_pass(priority):
-            return False
-        self.free -= count
-        return True
+        return not self.order.size or self._queue.lets_pass(priority, 1)
 
-    async def wait(self, count: int, priority: Priority) -> None:
-        """Park until the slots are ours. Always a checkpoint.
+    def take(self, count: int, priority: Priority) -> None:
+        """Take slots of which `can_take` is true."""
+        self.free -= count
+        if self.order.size:
+            self._queue.let_pass(priority, 1)
+
+    def prepare_wait(self) -> None:
+        """Make ready for one more waiter.
 
         Raises:
-            CapacityError: Too many wait already, or the controller was closed.
+            CapacityError: Too many wait already.
         """
         most = self._limit.max_waiting
         if most is not None and self.order.size >= most:
@@ -236,12 +245,20 @@ class Lane:
                 f"{most} tasks wait for {self.key!r} already, its max_waiting; try later"
             )
         self.is_open = False
-        if not await self._queue.park(count, priority):
+
+    async def wait(self, priority: Priority) -> None:
+        """Park until one slot is ours. Always a checkpoint.
+
+        Raises:
+            CapacityError: Too many wait already, or the controller was closed.
+        """
+        self.prepare_wait()
+        if not await park((self.order,), 1, priority, self.give_back):
             raise closed_error(self.key)
 
     # ---- giving back ----
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int) -> None:  # a bool counts as 0 or 1
         """Free slots, and hand them to whom is next."""
         self.free += count
         if not self.is_open:
@@ -249,14 +266,31 @@ class Lane:
 
     def _grant(self) -> None:
         queue = self._queue
-        while self.free > 0 and (need := queue.next_need()):
-            # A request above a lowered limit goes alone: else it would block all behind it.
-            if need > self.free and self.free < self.limit:
+        while self.free > 0 and (need := queue.next()) is not None:
+            if isinstance(need, int):
+                self.free -= 1
+                queue.wake_next()
+            elif not self._grant_all(need):
                 return
-            self.free -= need
-            queue.grant_next()
         if not self.order.size:
             self._set_open()
+
+    def _grant_all(self, needs: Mapping[Lane, int]) -> bool:
+        """Serve the next waiter, which wants slots of several limiters, if all are free."""
+        if not all(lane.has(count) for lane, count in needs.items()):
+            return False  # nobody behind it may pass: else it might never find all free at once
+        for lane, count in needs.items():
+            lane.free -= count
+        others = [lane for lane in needs if lane is not self]
+        self._queue.wake_next(*(lane.order for lane in others))
+        for lane in others:
+            lane.give_back(0)  # somebody else is its next one now
+        return True
+
+    def has(self, count: int) -> bool:
+        """Whether there are slots enough for the next waiter."""
+        # A request above a lowered limit goes alone: else it would block all behind it for ever.
+        return self.free >= count or (self.free == self.limit < count)
 
     def settle(self, token: ConcurrencyToken) -> None:
         """Do what a token's end needs when the limiter is not open; its slots are free already."""
@@ -266,7 +300,11 @@ class Lane:
 
     def refuse_all(self) -> None:
         """Turn every waiter away."""
-        self._queue.refuse_all()
+        while (need := self._queue.next()) is not None:
+            lanes = () if isinstance(need, int) else need
+            self._queue.wake_next(
+                *(lane.order for lane in lanes if lane is not self), granted=False
+            )
 
     # ---- the limit ----
 
@@ -359,6 +397,26 @@ class Gate:
         if not cooldown.is_over and not cooldown.delay(anyio.current_time(), 1.0):
             cooldown.end()
         return cooldown.is_over
+
+
+async def wait_for_all(needs: Mapping[Lane, int], priority: Priority) -> None:
+    """Park until slots of several limiters are ours, all at once. Always a checkpoint.
+
+    It waits in all their queues and holds nothing; it is served when it is next in one of them and
+    all slots are free. Until then nobody behind it passes where it is next.
+
+    Raises:
+        CapacityError: Too many wait already, or the controller was closed.
+    """
+    for lane in needs:
+        lane.prepare_wait()
+
+    def returned(was_granted: bool) -> None:  # noqa: FBT001 - called by `park` alone
+        for lane, count in needs.items():
+            lane.give_back(count if was_granted else 0)
+
+    if not await park([lane.order for lane in needs], needs, priority, returned):
+        raise closed_error(next(iter(needs)).key)
 
 
 def closed_error(key: str) -> CapacityError:

@@ -79,10 +79,10 @@ class Lease(AbstractAsyncContextManager["ConcurrencyToken"]):
             return False
         self._keeper.forget(self._scope, self._lifetime)
         try:
-            is_ours = bool(self._scope.__exit__(exc_type, exc, traceback))
+            self._scope.__exit__(exc_type, exc, traceback)
         finally:
             _settle(token, exc, self._dropped_on)
-        if is_ours:
+        if self._scope.cancelled_caught:
             raise TimeoutError(
                 f"the lease of {token.key!r} lasted longer than {self._lifetime:g} s and its "
                 f"holder was cancelled; give it a longer lifetime or less to do"

@@ -8,7 +8,7 @@ The rules that every use relies on:
 
 * The slot is handed over *before* the wake-up: whoever is woken owns what it was woken for, so a
   newcomer cannot slip in between (no barging) and no wake-up can be lost.
-* A task that is cancelled while it is parked leaves the queue at once.
+* A task that is cancelled while it is parked leaves the queue (or queues) at once.
 * A task that is cancelled after the grant and before it runs again gives the slots to the next.
 """
 
@@ -16,13 +16,19 @@ from __future__ import annotations
 
 import sys
 from asyncio import Future, get_running_loop
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import coroutine
-from typing import Any, Final, final
+from typing import Any, Final, Generic, TypeAlias, TypeVar, final
 
 from orchestra._core.waiters import Priority, WaitOrder
 
-__all__ = ("WaitQueue", "checkpoint")
+__all__ = ("WaitQueue", "checkpoint", "park")
+
+
+N = TypeVar("N")
+
+Order: TypeAlias = WaitOrder[Any, N]
+"""The waiters are asyncio futures or trio tasks."""
 
 
 def _is_trio() -> bool:
@@ -43,67 +49,77 @@ async def checkpoint() -> None:
         await _yield_once()
 
 
-@final
-class WaitQueue:
-    """Parked tasks in the order of `WaitOrder`.
+async def park(
+    orders: Sequence[Order[N]], need: N, priority: Priority, returned: Callable[[bool], object]
+) -> bool:
+    """Wait in one or more queues until somebody wakes this task. A checkpoint.
+
+    Who wakes it takes it out of all queues first.
 
     Args:
-        returned: Called with the number of slots that come back when a waiter was cancelled: what
-            it needed if they had been granted, else 0 (those behind it may fit now). It must look
-            who is next.
+        orders: Where to wait.
+        need: What is waited for.
+        priority: How urgent it is.
+        returned: Called when the task is cancelled, after it has left the queues: with True if it
+            was granted already what it waited for, which is to be given to others; with False if
+            only those behind it may move up.
+
+    Returns:
+        True when it was granted, False when it was refused.
+    """
+    if _is_trio():
+        return await _park_in_trio(orders, need, priority, returned)
+    future: Future[bool] = get_running_loop().create_future()
+    for order in orders:
+        order.add(future, priority, need)
+    try:
+        return await future
+    except BaseException:
+        for order in orders:
+            order.discard(future)
+        returned(future.done() and not future.cancelled() and future.result())
+        raise
+
+
+async def _park_in_trio(
+    orders: Sequence[Order[N]], need: N, priority: Priority, returned: Callable[[bool], object]
+) -> bool:
+    trio = sys.modules["trio"]
+    task = trio.lowlevel.current_task()
+
+    def abort(raise_cancel: object) -> object:  # noqa: ARG001 - trio raises it for us
+        for order in orders:
+            order.discard(task)
+        returned(False)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    for order in orders:
+        order.add(task, priority, need)
+    try:
+        # Trio cancels nobody who was rescheduled, so there is no cancellation after the grant.
+        granted: bool = await trio.lowlevel.wait_task_rescheduled(abort)
+    except GeneratorExit:  # the coroutine was thrown away without its loop
+        for order in orders:
+            order.discard(task)
+        raise
+    return granted
+
+
+@final
+class WaitQueue(Generic[N]):
+    """Parked tasks, to be woken one after the other.
 
     Attributes:
-        order: Who waits.
+        order: Who waits, and for what.
     """
 
-    __slots__ = ("_returned", "order")
+    __slots__ = ("order",)
 
-    def __init__(self, returned: Callable[[int], None]) -> None:
-        self._returned: Final = returned
-        self.order: Final[WaitOrder[Any]] = WaitOrder()  # asyncio futures or trio tasks
+    def __init__(self) -> None:
+        self.order: Final[Order[N]] = WaitOrder()
 
-    async def park(self, need: int, priority: Priority) -> bool:
-        """Wait until `grant_next` or `refuse_all` reaches this task. A checkpoint.
-
-        Args:
-            need: How many slots it wants.
-            priority: How urgent it is.
-
-        Returns:
-            True when the slots were granted, False when it was refused.
-        """
-        if _is_trio():
-            return await self._park_in_trio(need, priority)
-        future: Future[bool] = get_running_loop().create_future()
-        self.order.add(future, priority, need)
-        try:
-            return await future
-        except BaseException:
-            was_granted = future.done() and not future.cancelled() and future.result()
-            self.order.discard(future)
-            self._returned(need if was_granted else 0)
-            raise
-
-    async def _park_in_trio(self, need: int, priority: Priority) -> bool:
-        trio = sys.modules["trio"]
-        task = trio.lowlevel.current_task()
-        order = self.order
-
-        def abort(raise_cancel: object) -> object:  # noqa: ARG001 - trio raises it for us
-            order.discard(task)
-            self._returned(0)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        order.add(task, priority, need)
-        try:
-            granted: bool = await trio.lowlevel.wait_task_rescheduled(abort)
-        except GeneratorExit:  # the coroutine was closed without its loop
-            order.discard(task)
-            raise
-        return granted
-
-    def next_need(self) -> int:
-        """Return how many slots the next waiter wants; 0 when nobody waits."""
+    def next(self) -> N | None:
+        """Return what the next waiter needs; None when nobody waits."""
         order = self.order
         while (head := order.next()) is not None:
             waiter, need = head
@@ -111,37 +127,34 @@ class WaitQueue:
                 return need
             # Cancelled, but its task has not run since: it must not take a place, nor a slot.
             order.discard(waiter)
-        return 0
+        return None
 
-    def grant_next(self) -> None:
-        """Wake the waiter that `next_need` spoke of; its slots must be counted before."""
+    def wake_next(self, *others: Order[N], granted: bool = True) -> None:
+        """Wake the waiter that `next` spoke of; what it is granted must be counted before.
+
+        Args:
+            others: The other queues in which it waits.
+            granted: Whether it gets what it needs.
+        """
         waiter = self.order.pop()
+        for order in others:
+            order.discard(waiter)
         if isinstance(waiter, Future):
-            waiter.set_result(True)
+            waiter.set_result(granted)
         else:
-            _reschedule(waiter, granted=True)
+            value = sys.modules["outcome"].Value(granted)
+            sys.modules["trio"].lowlevel.reschedule(waiter, value)
 
-    def try_pass(self, priority: Priority) -> bool:
-        """Whether a newcomer would be next; if so, it counts as served and must not park."""
+    def lets_pass(self, priority: Priority, need: N) -> bool:
+        """Whether a newcomer would be next."""
+        self.next()  # drops the dead
         newcomer = object()
-        self.next_need()  # drops the dead
-        self.order.add(newcomer, priority)
+        self.order.add(newcomer, priority, need)
         head = self.order.next()
-        if head is not None and head[0] is newcomer:
-            self.order.pop()
-            return True
         self.order.discard(newcomer)
-        return False
+        return head is not None and head[0] is newcomer
 
-    def refuse_all(self) -> None:
-        """Wake every waiter with a refusal."""
-        while self.next_need():
-            waiter = self.order.pop()
-            if isinstance(waiter, Future):
-                waiter.set_result(False)
-            else:
-                _reschedule(waiter, granted=False)
-
-
-def _reschedule(task: Any, *, granted: bool) -> None:
-    sys.modules["trio"].lowlevel.reschedule(task, sys.modules["outcome"].Value(granted))
+    def let_pass(self, priority: Priority, need: N) -> None:
+        """Count a newcomer, of whom `lets_pass` is true, as served."""
+        self.order.add(object(), priority, need)
+        self.order.pop()

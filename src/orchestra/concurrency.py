@@ -289,9 +289,10 @@ class ConcurrencyController(AsyncContextManagerMixin):
     ) -> AbstractAsyncContextManager[Tokens]:
         """Hold a slot of each key, and a breaker's permit, for the length of a block: all or none.
 
-        Nothing is held while anything is waited for, so two admissions cannot block each other:
-        where something is missing the rest is given back before the wait, and then tried again
-        together (the try-and-back-off of ``std::lock``). A breaker that is open rejects at once.
+        Nothing is held while anything is waited for, so two admissions cannot block each other.
+        It waits in the queue of each key and is served when it is next in one of them and all
+        slots are free at once; until then nobody behind it passes where it is next. A breaker that
+        is open rejects at once, also after the wait.
 
         The block's outcome goes to every token as in `lease`, and to the breaker. Entering is a
         checkpoint like `acquire`; leaving is none.
@@ -461,3 +462,18 @@ def _checked_lifetime(lifetime: float | None) -> float | None:
     if lifetime is not None and finite("lifetime", lifetime) <= 0:
         raise ValueError(f"lifetime must be above 0 seconds, not {lifetime!r}")
     return lifetime
+
+
+# Users import these from here or from `orchestra`; where they are written is nobody's business.
+for _public in (
+    AIMD,
+    ConcurrencyToken,
+    Fixed,
+    Limit,
+    LimitRule,
+    LimitState,
+    Priority,
+    RateLimit,
+    Streak,
+):
+    _public.__module__ = __name__

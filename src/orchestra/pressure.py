@@ -9,6 +9,8 @@ from typing import Final, final
 
 from attrs import frozen
 
+from orchestra._core.checks import finite
+
 __all__ = ("MemoryPressure", "MemoryReading", "read_memory")
 
 _logger: Final = logging.getLogger(__name__)
@@ -57,10 +59,10 @@ class MemoryPressure:
         probe: Callable[[], MemoryReading] | None = None,
     ) -> None:
         for name, value in (("threshold", threshold), ("stall_threshold", stall_threshold)):
-            if not 0 < value <= 1:
+            if not 0 < finite(name, value) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, not {value!r}")
-        if not 0 < interval < float("inf"):
-            raise ValueError(f"interval must be above 0 and finite, not {interval!r}")
+        if finite("interval", interval) <= 0:
+            raise ValueError(f"interval must be above 0 seconds, not {interval!r}")
         if probe is not None and not callable(probe):
             raise TypeError(f"probe must be callable, not {probe!r}")
         self.interval: Final = interval

@@ -258,8 +258,8 @@ MODULES = (
 
 
 @contextmanager
-def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
-    """Import the controller again with one change in its source."""
+def mutated(name: str, *changes: str) -> Iterator[ModuleType]:
+    """Import the controller again with changes in one source: old text, new text, and so on."""
     root = Path(orchestra.__file__).parent
     with ExitStack() as stack:
         for module_name in (f"orchestra.{module}" for module in MODULES):
@@ -269,8 +269,9 @@ def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
             path = root / f"{module_name.replace('.', '/')}.py"
             source = path.read_text("utf-8")
             if module_name == name:
-                assert source.count(old) == 1, f"{old!r} is not in {path} exactly once"
-                source = source.replace(old, new)
+                for old, new in zip(changes[::2], changes[1::2], strict=True):
+                    assert source.count(old) == 1, f"{old!r} is not in {path} exactly once"
+                    source = source.replace(old, new)
             module = ModuleType(f"orchestra.{module_name}")
             module.__file__ = str(path)
             sys.modules[module.__name__] = module
@@ -278,7 +279,7 @@ def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
         yield sys.modules["orchestra.concurrency"]
 
 
-MUTANTS = {
+MUTANTS: dict[str, tuple[str, ...]] = {
     "lost wake-up: nobody is woken by a release": (
         "_lane",
         "            if not lane.is_open:\n                lane.settle(self)\n",
@@ -291,18 +292,18 @@ MUTANTS = {
     ),
     "lost wake-up: only one of several is woken": (
         "_lane",
-        "            queue.grant_next()\n",
-        "            queue.grant_next()\n            break\n",
+        "                queue.wake_next()\n",
+        "                queue.wake_next()\n                break\n",
     ),
     "lost slot: a waiter cancelled after the grant keeps it": (
         "_waiting",
-        "self._returned(need if was_granted else 0)",
-        "self._returned(0)",
+        "returned(future.done() and not future.cancelled() and future.result())",
+        "returned(False)",
     ),
     "lost wake-up: a cancelled waiter blocks those behind it": (
         "_waiting",
-        "            order.discard(task)\n            self._returned(0)\n",
-        "            order.discard(task)\n",
+        "        returned(False)\n",
+        "",
     ),
     "dead waiter: a cancelled waiter keeps its place": (
         "_waiting",
@@ -311,13 +312,15 @@ MUTANTS = {
     ),
     "barging: a newcomer takes what is free although others wait": (
         "_lane",
-        "if self.order.size and not self._queue.try_pass(priority):",
-        "if False:",
+        "return not self.order.size or self._queue.lets_pass(priority, 1)",
+        "return True",
     ),
     "barging: the slot is not handed over before the wake-up": (
         "_lane",
-        "            self.free -= need\n",
-        "",
+        "                self.free -= 1\n                queue.wake_next()\n",
+        "                queue.wake_next()\n                return\n",
+        "        if not await park((self.order,), 1, priority, self.give_back):\n",
+        "        if await park((self.order,), 1, priority, self.give_back):\n            self.free -= 1\n        else:\n",
     ),
     "over-admission: one too many": (
         "_lane",
@@ -341,8 +344,13 @@ MUTANTS = {
     ),
     "stuck: what needs more than a lowered limit waits for ever": (
         "_lane",
-        "if need > self.free and self.free < self.limit:",
-        "if need > self.free:",
+        "return self.free >= count or (self.free == self.limit < count)",
+        "return self.free >= count",
+    ),
+    "overtaking: one slot goes to who is behind a request for several": (
+        "_lane",
+        "            elif not self._grant_all(need):\n                return\n",
+        "            elif not self._grant_all(need):\n                queue.order.pop()\n",
     ),
     "last come, first served": ("_core.waiters", "popitem(last=False)", "popitem(last=True)"),
     "starvation: LOW never grows impatient": (
@@ -358,10 +366,11 @@ MUTANTS = {
 }
 
 
+# A fault may leave a loop with tasks that it can no longer end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_fault_is_seen(fault: str) -> None:
     """The property above fails for a controller with this fault."""
-    name, old, new = MUTANTS[fault]
 
     @settings(
         max_examples=2000,
@@ -380,12 +389,12 @@ def test_fault_is_seen(fault: str) -> None:
     def run(backend: str, happenings: list[Do], limit: int, *, is_fast: bool) -> None:
         check(module, backend, happenings, limit, is_fast=is_fast)
 
-    with mutated(name, old, new) as module, pytest.raises(BaseException):  # noqa: B017, PT011
+    with mutated(*MUTANTS[fault]) as module, pytest.raises(BaseException):  # noqa: B017, PT011
         run()
 
 
 def test_no_fault_without_a_change() -> None:
     """The machinery of the test above does not fail by itself."""
-    with mutated("_waiting", "import sys\n", "import sys\n") as module:
+    with mutated("_waiting") as module:
         happenings = [Do("start"), Do("start", 2), Do("end"), Do("end")]
         check(module, "trio", happenings, 1, is_fast=False)

@@ -196,7 +196,7 @@ def test_longest_cooldown_wins(wishes: list[tuple[float, float]]) -> None:
 )
 def test_rate_is_kept_in_every_window(seed: int, rpm: float, tpm: float, burst: float) -> None:
     """In no window do more start than the bucket holds plus what it gains in that time."""
-    random = Random(seed)  # noqa: S311 - no secret
+    random = Random(seed)
     state = RateState(RateLimit(requests_per_minute=rpm, tokens_per_minute=tpm, burst=burst))
     now, starts = 1000.0, []
     for _ in range(60):

@@ -51,7 +51,7 @@ class WaitOrderMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.order = WaitOrder[int]()
+        self.order = WaitOrder[int, int]()
         self.model = Model()
         self.arrivals = 0
 
@@ -90,7 +90,7 @@ class WaitOrderMachine(RuleBasedStateMachine):
 
 def test_order_equals_a_list_with_a_search() -> None:
     """After any arrivals, departures and grants the next one is who a plain list says."""
-    run_state_machine_as_test(WaitOrderMachine)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(WaitOrderMachine)
 
 
 @given(
@@ -103,19 +103,19 @@ def test_starvation_bound(
     k: int, priority: Priority, before: list[Priority], newcomers: list[list[Priority]]
 ) -> None:
     """The k-th waiter of a priority is served within the stated number of grants."""
-    order = WaitOrder[object]()
+    order = WaitOrder[object, None]()
     for other in before:
         if other is not priority:
-            order.add(object(), other)
+            order.add(object(), other, None)
     for _ in range(before.count(priority) and 4):
         order.pop() if order.size else None
     waiters = [object() for _ in range(k)]
     for waiter in waiters:
-        order.add(waiter, priority)
+        order.add(waiter, priority, None)
     bound = {Priority.HIGH: 2 * k + 1, Priority.NORMAL: 6 * k, Priority.LOW: 17 * k}[priority]
     for grant in range(1, bound + 1):
         for other in newcomers[grant - 1] if grant <= len(newcomers) else []:
-            order.add(object(), other)
+            order.add(object(), other, None)
         if order.pop() is waiters[-1]:
             return
     pytest.fail(f"not served within {bound} grants")
@@ -131,44 +131,44 @@ def test_starvation_bound(
 )
 def test_patience(patient: Priority, urgent: Priority, passes: int) -> None:
     """An endless stream of more urgent work passes a waiter as often as stated, not less or more."""
-    order = WaitOrder[int]()
-    order.add(-1, patient)
+    order = WaitOrder[int, int]()
+    order.add(-1, patient, 1)
     for number in range(passes):
-        order.add(number, urgent)
+        order.add(number, urgent, 1)
         assert order.pop() == number
-    order.add(passes, urgent)
+    order.add(passes, urgent, 1)
     assert order.pop() == -1
 
 
 def test_giving_up_keeps_the_age_of_the_class() -> None:
     """When the first LOW waiter gives up, the second inherits how long it has waited."""
-    order = WaitOrder[str]()
-    order.add("first", Priority.LOW)
-    order.add("second", Priority.LOW)
+    order = WaitOrder[str, None]()
+    order.add("first", Priority.LOW, None)
+    order.add("second", Priority.LOW, None)
     for _ in range(LOW_PATIENCE):
-        order.add("urgent", Priority.HIGH)
+        order.add("urgent", Priority.HIGH, None)
         order.pop()
     order.discard("first")
-    order.add("urgent", Priority.HIGH)
+    order.add("urgent", Priority.HIGH, None)
     assert order.pop() == "second"
 
 
 def test_an_empty_class_does_not_age() -> None:
     """Whoever comes after all of its priority have gone starts with full patience needed."""
-    order = WaitOrder[str]()
-    order.add("first", Priority.LOW)
+    order = WaitOrder[str, None]()
+    order.add("first", Priority.LOW, None)
     for _ in range(LOW_PATIENCE):
-        order.add("urgent", Priority.HIGH)
+        order.add("urgent", Priority.HIGH, None)
         order.pop()
     order.discard("first")
-    order.add("later", Priority.LOW)
-    order.add("urgent", Priority.HIGH)
+    order.add("later", Priority.LOW, None)
+    order.add("urgent", Priority.HIGH, None)
     assert order.pop() == "urgent"
 
 
 def test_nobody_waits() -> None:
     """An empty order has no next one, and cannot serve."""
-    order = WaitOrder[str]()
+    order = WaitOrder[str, None]()
     assert order.next() is None
     with pytest.raises(KeyError):
         order.pop()

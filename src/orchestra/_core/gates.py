@@ -59,7 +59,7 @@ class Cooldown:
         return _worth_sleeping(self.until + draw * self.spread - now)
 
 
-def _optional_rate(instance: object, attribute: Attribute[float | None], value: object) -> None:
+def _optional_rate(_instance: object, attribute: Attribute[float | None], value: object) -> None:
     if value is not None and finite(attribute.name, value) <= 0:
         raise ValueError(f"{attribute.name} must be above 0, not {value!r}")
 

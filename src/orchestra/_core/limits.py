@@ -164,7 +164,7 @@ class _StreakState(LimitState):
         self._successes = 0
         self._drops = 0
 
-    def succeeded(self, *, epoch: int, in_use: int) -> None:
+    def succeeded(self, *, epoch: int, in_use: int) -> None:  # noqa: ARG002 - it needs neither
         """Lengthen the streak; a full one adds one."""
         self._drops = 0
         self._successes += 1
@@ -172,7 +172,7 @@ class _StreakState(LimitState):
             self._successes = 0
             self.limit = min(self.limit + 1, self._maximum)
 
-    def dropped(self, *, epoch: int) -> None:
+    def dropped(self, *, epoch: int) -> None:  # noqa: ARG002 - it needs none
         """Break the streak; enough drops in a row take one away."""
         self._successes = 0
         self._drops += 1

@@ -18,6 +18,7 @@ from typing import Final, Generic, TypeVar, final
 __all__ = ("LOW_PATIENCE", "NORMAL_PATIENCE", "Priority", "WaitOrder")
 
 W = TypeVar("W", bound=Hashable)
+N = TypeVar("N")
 
 NORMAL_PATIENCE: Final = 4
 """How many grants the first NORMAL waiter lets pass before it is served."""
@@ -39,7 +40,7 @@ class Priority(Enum):
 
 
 @final
-class WaitOrder(Generic[W]):
+class WaitOrder(Generic[W, N]):
     """Waiters by priority, first come first served within one; adding and removing are O(1).
 
     Attributes:
@@ -51,20 +52,20 @@ class WaitOrder(Generic[W]):
     def __init__(self) -> None:
         # An OrderedDict forgets any key in O(1) and finds its first in O(1); a plain dict has to
         # walk over the graves of all that were served before.
-        self._high: OrderedDict[W, int] = OrderedDict()
-        self._normal: OrderedDict[W, int] = OrderedDict()
-        self._low: OrderedDict[W, int] = OrderedDict()
+        self._high: OrderedDict[W, N] = OrderedDict()
+        self._normal: OrderedDict[W, N] = OrderedDict()
+        self._low: OrderedDict[W, N] = OrderedDict()
         self._normal_age = 0
         self._low_age = 0
         self.size = 0
 
-    def add(self, waiter: W, priority: Priority, need: int = 1) -> None:
+    def add(self, waiter: W, priority: Priority, need: N) -> None:
         """Put a waiter behind those of its priority.
 
         Args:
             waiter: Any hashable object that is not waiting yet.
             priority: How urgent it is.
-            need: How many slots it wants.
+            need: What it wants; anything, kept for who asks for the next waiter.
         """
         if priority is Priority.NORMAL:
             self._normal[waiter] = need
@@ -77,7 +78,8 @@ class WaitOrder(Generic[W]):
     def discard(self, waiter: W) -> bool:
         """Forget a waiter; tell whether it was waiting."""
         for queue in (self._normal, self._high, self._low):
-            if queue.pop(waiter, None) is not None:
+            if waiter in queue:
+                del queue[waiter]
                 break
         else:
             return False
@@ -89,7 +91,7 @@ class WaitOrder(Generic[W]):
             self._low_age = 0
         return True
 
-    def next(self) -> tuple[W, int] | None:
+    def next(self) -> tuple[W, N] | None:
         """Return who is next and what it needs; None when nobody waits."""
         queue = self._next_queue()
         for waiter in queue:
@@ -113,7 +115,7 @@ class WaitOrder(Generic[W]):
         """Return how many of one priority wait."""
         return len({"high": self._high, "normal": self._normal, "low": self._low}[priority.value])
 
-    def _next_queue(self) -> OrderedDict[W, int]:
+    def _next_queue(self) -> OrderedDict[W, N]:
         # LOW first: its patience is four times as long, so it can delay NORMAL by one grant only.
         if self._low and self._low_age >= LOW_PATIENCE:
             return self._low

@@ -63,6 +63,7 @@ __all__ = (
 )
 
 _HOMES = {
+    "SESSION_CHECKS": "orchestra.testing.contract",
     "Action": "orchestra.testing.schedule",
     "CutStream": "orchestra.testing.model_script",
     "Failure": "orchestra.testing.model_script",
@@ -72,7 +73,6 @@ _HOMES = {
     "ModelRequest": "orchestra.testing.model_script",
     "Reply": "orchestra.testing.model_script",
     "Rule": "orchestra.testing.model_script",
-    "SESSION_CHECKS": "orchestra.testing.contract",
     "ScheduleStep": "orchestra.testing.schedule",
     "ScriptedFailure": "orchestra.testing.schedule",
     "ScriptedModel": "orchestra.testing.model_server",
