@@ -75,8 +75,10 @@ class PressureError(RejectedError):
 
     def __init__(self, message: str, usage: float, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after)
-        self.args = (message, usage, retry_after)
         self.usage = usage
+
+    def __reduce__(self) -> tuple[type[PressureError], tuple[str, float, float | None]]:
+        return type(self), (self.message, self.usage, self.retry_after)
 
 
 class CircuitOpenError(RejectedError):
@@ -102,6 +104,11 @@ class CircuitOpenError(RejectedError):
         self.breaker_name = breaker_name
         self.state = state
         self.failures = failures
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[CircuitOpenError], tuple[str, CircuitState, float | None, int]]:
+        return type(self), (self.breaker_name, self.state, self.retry_after, self.failures)
 
     @property
     def message(self) -> str:

@@ -496,7 +496,7 @@ def areturn_sync(value: int) -> int:
             "circuit 'llm' is open after 5 failures; next probe in 12.3 s",
         ),
         (
-            CircuitOpenError("llm", CircuitState.OPEN, 12.34),
+            CircuitOpenError("llm", state=CircuitState.OPEN, retry_after=12.34),
             "circuit 'llm' is open after slow calls; next probe in 12.3 s",
         ),
         (
