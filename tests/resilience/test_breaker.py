@@ -6,12 +6,15 @@ import gc
 import inspect
 import logging
 import pickle
+import sys
 import threading
 import traceback
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from random import Random
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -21,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestra import CircuitBreaker, CircuitPermit, CircuitTrip, FailureRate
+from orchestra import breaker as breaker_module
 from orchestra._core.breaker import TRANSITIONS, Breaker, BreakerConfig
 from orchestra.errors import CircuitOpenError, RejectedError
 from orchestra.events import CircuitCause, CircuitChanged, CircuitState
@@ -911,3 +915,89 @@ async def test_random_schedules(steps: list[tuple[str, int]], half_open_max: int
             assert (now.ignored, now.rejected) == (ended["cancel"], ended["rejected"])
         tasks.cancel_scope.cancel()
     assert breaker.statistics().probes_out == 0
+
+
+def test_threads_in_every_state(clock: Clock) -> None:
+    """Whatever many threads do at once: probes stay bounded, and every call is counted once."""
+    breaker = make(clock, half_open_max=2, success_threshold=3)
+    counted: list[Counter[str]] = []
+    too_many: list[int] = []
+
+    def work(seed: int) -> None:
+        random = Random(seed)
+        mine: Counter[str] = Counter()
+        counted.append(mine)
+        for _ in range(400):
+            clock.now += random.random()
+            try:
+                permit = breaker.acquire()
+            except CircuitOpenError:
+                mine["rejected"] += 1
+                continue
+            if breaker.statistics().probes_out > 2:
+                too_many.append(seed)
+            outcome = random.choice(["succeeded", "succeeded", "failed", "ignored"])
+            mine[outcome] += 1
+            if outcome == "ignored":
+                permit.ignore()
+            else:
+                permit.record(OSError() if outcome == "failed" else None)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    statistics = breaker.statistics()
+    total = sum(counted, Counter[str]())
+    assert too_many == []
+    assert statistics.probes_out == 0
+    assert statistics.opened > 5
+    assert total == Counter(
+        succeeded=statistics.succeeded,
+        failed=statistics.failed,
+        ignored=statistics.ignored,
+        rejected=statistics.rejected,
+    )
+
+
+def mutated(old: str, new: str) -> Any:
+    """The module of the breaker with a bug planted in its source."""
+    source = inspect.getsource(breaker_module)
+    assert source.count(old) == 1
+    mutant: Any = ModuleType(breaker_module.__name__)
+    exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)  # noqa: S102 - ours
+    return mutant
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(
+            "if not isinstance(error, self._on):",
+            "if isinstance(error, KeyError):",
+            id="cancellation counted",
+        ),
+        pytest.param(
+            "self._breaker.ignore(generation)", "pass", id="cancelled probe keeps its permit"
+        ),
+        pytest.param(
+            "            self._fail(generation, started, exc)",
+            "            self._succeed(generation, started)",
+            id="cancelled probe closes",
+        ),
+    ],
+)
+async def test_planted_bug_is_caught(
+    old: str, new: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test of cancellation fails when one of these bugs is planted in the shell."""
+    await test_cancellation_counts_as_nothing(by_async_block, clock)
+    monkeypatch.setitem(globals(), "CircuitBreaker", mutated(old, new).CircuitBreaker)
+    with pytest.raises((AssertionError, CircuitOpenError)):
+        await test_cancellation_counts_as_nothing(by_async_block, clock)
