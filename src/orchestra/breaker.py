@@ -141,7 +141,7 @@ class CircuitBreaker:
         on: The exception types that are failures. There is no right default.
         failure_threshold: So many failures without a success between them open the circuit, or a
             `FailureRate`.
-        recovery_timeout: Seconds the circuit stays open, or a function that gives them for a
+        recovery_timeout: Seconds the circuit stays open, or a quick function that gives them for a
             `CircuitTrip`. Where a failure carried a ``retry_after``, the break lasts at least
             until then; the longest one counts.
         success_threshold: So many probes must succeed to close the circuit. One that fails, or is

@@ -1001,3 +1001,21 @@ async def test_planted_bug_is_caught(
     monkeypatch.setitem(globals(), "CircuitBreaker", mutated(old, new).CircuitBreaker)
     with pytest.raises((AssertionError, CircuitOpenError)):
         await test_cancellation_counts_as_nothing(by_async_block, clock)
+
+
+def test_a_transition_is_not_interrupted(clock: Clock) -> None:
+    """While one thread opens the circuit, another cannot move it: it waits for the first."""
+    is_waiting: list[bool] = []
+
+    def pause(_trip: CircuitTrip) -> float:
+        thread.start()
+        thread.join(0.1)
+        is_waiting.append(thread.is_alive())
+        return 10.0
+
+    breaker = make(clock, recovery_timeout=pause)
+    thread = threading.Thread(target=breaker.isolate)
+    fail(breaker, 2)
+    thread.join()
+    assert is_waiting == [True]
+    assert state(breaker) is CircuitState.FORCED_OPEN
