@@ -68,6 +68,8 @@ class Lane:
         "_is_guarded",
         "_is_traced",
         "_limit",
+        "_most",
+        "_orders",
         "_owner",
         "_queue",
         "_state",
@@ -100,6 +102,7 @@ class Lane:
         self._is_guarded = False
         self._queue: Final[WaitQueue[Need]] = WaitQueue()
         self.order: Final = self._queue.order
+        self._orders: Final = (self.order,)
         self.is_open = not is_traced
         self.delayed = 0
         self.dropped = 0
@@ -110,6 +113,7 @@ class Lane:
 
     def _configure(self, limit: Limit) -> None:
         self._limit = limit
+        self._most = limit.max_waiting
         # Most limits never move; then an outcome costs nothing but a look.
         self._state = None if isinstance(limit.rule, Fixed) else limit.rule.start(limit)
         self._move(limit.initial)
@@ -148,11 +152,15 @@ class Lane:
             token.count = 1
         elif self._is_guarded:
             return await self._acquire_guarded(priority, model_tokens)
-        elif self.can_take(1, priority):
+        elif self.free > 0 and self.can_take(1, priority):
             self.take(1, priority)
             token = self.token(1)
         else:
-            await self.wait(priority)
+            if self._most is not None:
+                self.check_room()
+            self.is_open = False
+            if not await park(self._orders, 1, priority, self.give_back):
+                raise closed_error(self.key)
             if self._is_guarded:  # since a moment ago: it must not start during a cooldown
                 self.give_back(1)
                 return await self._acquire_guarded(priority, model_tokens)
@@ -233,18 +241,16 @@ class Lane:
         if self.order.size:
             self._queue.let_pass(priority, 1)
 
-    def prepare_wait(self) -> None:
-        """Make ready for one more waiter.
+    def check_room(self) -> None:
+        """Refuse one more waiter where there are enough.
 
         Raises:
-            CapacityError: Too many wait already.
+            CapacityError: As many as may wait do.
         """
-        most = self._limit.max_waiting
-        if most is not None and self.order.size >= most:
+        if self._most is not None and self.order.size >= self._most:
             raise CapacityError(
-                f"{most} tasks wait for {self.key!r} already, its max_waiting; try later"
+                f"{self._most} tasks wait for {self.key!r} already, its max_waiting; try later"
             )
-        self.is_open = False
 
     async def wait(self, priority: Priority) -> None:
         """Park until one slot is ours. Always a checkpoint.
@@ -252,8 +258,9 @@ class Lane:
         Raises:
             CapacityError: Too many wait already, or the controller was closed.
         """
-        self.prepare_wait()
-        if not await park((self.order,), 1, priority, self.give_back):
+        self.check_room()
+        self.is_open = False
+        if not await park(self._orders, 1, priority, self.give_back):
             raise closed_error(self.key)
 
     # ---- giving back ----
@@ -262,9 +269,16 @@ class Lane:
         """Free slots, and hand them to whom is next."""
         self.free += count
         if not self.is_open:
-            self._grant()
+            self.settle()
 
-    def _grant(self) -> None:
+    def settle(self, ended: ConcurrencyToken | None = None) -> None:
+        """Hand free slots to whom is next.
+
+        Args:
+            ended: A token that ended a moment ago, which freed them.
+        """
+        if self._is_traced and ended is not None:
+            ended._trace.is_due = False  # noqa: SLF001 - a token is half of its limiter
         queue = self._queue
         while self.free > 0 and (need := queue.next()) is not None:
             if isinstance(need, int):
@@ -281,10 +295,12 @@ class Lane:
             return False  # nobody behind it may pass: else it might never find all free at once
         for lane, count in needs.items():
             lane.free -= count
-        others = [lane for lane in needs if lane is not self]
-        self._queue.wake_next(*(lane.order for lane in others))
-        for lane in others:
-            lane.give_back(0)  # somebody else is its next one now
+        waiter = self._queue.wake_next()
+        for lane in needs:
+            lane.order.discard(waiter)
+        for lane in needs:
+            if lane is not self:
+                lane.give_back(0)  # somebody else is its next one now
         return True
 
     def has(self, count: int) -> bool:
@@ -292,19 +308,12 @@ class Lane:
         # A request above a lowered limit goes alone: else it would block all behind it for ever.
         return self.free >= count or (self.free == self.limit < count)
 
-    def settle(self, token: ConcurrencyToken) -> None:
-        """Do what a token's end needs when the limiter is not open; its slots are free already."""
-        if self._is_traced:
-            token._trace.is_due = False  # noqa: SLF001 - a token is half of its limiter
-        self._grant()
-
     def refuse_all(self) -> None:
         """Turn every waiter away."""
         while (need := self._queue.next()) is not None:
-            lanes = () if isinstance(need, int) else need
-            self._queue.wake_next(
-                *(lane.order for lane in lanes if lane is not self), granted=False
-            )
+            waiter = self._queue.wake_next(granted=False)
+            for lane in () if isinstance(need, int) else need:
+                lane.order.discard(waiter)
 
     # ---- the limit ----
 
@@ -315,7 +324,7 @@ class Lane:
         self.epoch += 1
         if self._state is not None:
             self._state.epoch = self.epoch
-        self._grant()
+        self.settle()
 
     def succeeded(self, epoch: int) -> None:
         """Tell the rule about a success; to be called before the slots are given back."""
@@ -409,7 +418,9 @@ async def wait_for_all(needs: Mapping[Lane, int], priority: Priority) -> None:
         CapacityError: Too many wait already, or the controller was closed.
     """
     for lane in needs:
-        lane.prepare_wait()
+        lane.check_room()
+    for lane in needs:
+        lane.is_open = False
 
     def returned(was_granted: bool) -> None:  # noqa: FBT001 - called by `park` alone
         for lane, count in needs.items():

@@ -93,7 +93,7 @@ class WaitOrder(Generic[W, N]):
 
     def next(self) -> tuple[W, N] | None:
         """Return who is next and what it needs; None when nobody waits."""
-        queue = self._next_queue()
+        queue = self._next_queue() if self._high or self._low else self._normal
         for waiter in queue:
             return waiter, queue[waiter]
         return None
@@ -104,6 +104,11 @@ class WaitOrder(Generic[W, N]):
         Raises:
             KeyError: Nobody waits.
         """
+        if not (self._high or self._low):  # nobody is passed
+            waiter, _ = self._normal.popitem(last=False)
+            self._normal_age = 0
+            self.size -= 1
+            return waiter
         queue = self._next_queue()
         waiter, _ = queue.popitem(last=False)
         self.size -= 1
@@ -117,8 +122,9 @@ class WaitOrder(Generic[W, N]):
 
     def _next_queue(self) -> OrderedDict[W, N]:
         # LOW first: its patience is four times as long, so it can delay NORMAL by one grant only.
-        if self._low and self._low_age >= LOW_PATIENCE:
+        if self._low_age >= LOW_PATIENCE:
             return self._low
-        if self._normal and (not self._high or self._normal_age >= NORMAL_PATIENCE):
-            return self._normal
+        normal = self._normal
+        if normal and (not self._high or self._normal_age >= NORMAL_PATIENCE):
+            return normal
         return self._high or self._low
