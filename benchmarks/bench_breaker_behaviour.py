@@ -272,6 +272,7 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
         name="breaker-memory",
         title="Breaker: memory held per rejected call, of 100,000",
         unit="bytes",
+        max_rounds=3,
         workload=storms,
         rows=(
             Row(name="orchestra", run=memory_of_ours),

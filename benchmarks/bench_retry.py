@@ -50,12 +50,12 @@ def no_time() -> float:
 
 
 def ours(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under our policy."""
-    return Retry(on=DownError, attempts=10, random=no_time)(fn)
+    """The function under our policy, with a deadline as stamina's has."""
+    return Retry(on=DownError, attempts=10, random=no_time, deadline=60.0)(fn)
 
 
-def ours_in_full(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under our policy, with a deadline and a budget."""
+def ours_with_budget(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with a retry budget, which the others do not have."""
     budget = RetryBudget(ratio=10.0)
     return Retry(on=DownError, attempts=10, random=no_time, deadline=60.0, budget=budget)(fn)
 
@@ -239,12 +239,12 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
         ),
     ),
     Benchmark(
-        name="retry-full-success",
-        title="Retry: an async call that succeeds at once, with deadline and budget",
+        name="retry-budget-success",
+        title="Retry: an async call that succeeds at once, with a budget",
         workload=healthy,
         rows=(
-            Row(name="orchestra", run=async_row(ours_in_full)),
-            Row(name="stamina (deadline, no budget)", run=async_row(with_stamina)),
+            Row(name="orchestra", run=async_row(ours_with_budget)),
+            Row(name="stamina (no budget)", run=async_row(with_stamina)),
         ),
     ),
     Benchmark(

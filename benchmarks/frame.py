@@ -103,6 +103,7 @@ class Benchmark(Generic[W]):
         workload: Draws the workload of a round.
         rows: The contenders, ours first.
         unit: Of the figures; times are shown in nanoseconds per operation.
+        max_rounds: No more rounds than this, for what is slow to measure and hardly varies.
         note: What a reader must know to read the table, e.g. where we lose and why.
     """
 
@@ -111,6 +112,7 @@ class Benchmark(Generic[W]):
     workload: SearchStrategy[W]
     rows: Sequence[Row[W]] = field(validator=validators.min_len(1))
     unit: str = "ns"
+    max_rounds: int | None = None
     note: str = ""
 
 
@@ -231,12 +233,13 @@ def run(benchmark: Benchmark[Any], *, rounds: int, seed: int) -> Outcome:
 
     Args:
         benchmark: What to run.
-        rounds: How many figures each row gets.
+        rounds: How many figures each row gets, unless the benchmark wants fewer.
         seed: Decides the workloads and the order of the rows.
 
     Raises:
         AssertionError: A row broke its invariants.
     """
+    rounds = min(rounds, benchmark.max_rounds or rounds)
     seed = zlib.crc32(f"{seed}:{benchmark.name}".encode())
     workloads = draw(benchmark.workload, count=rounds + 1, seed=seed)
     entries = [(row, backend) for row in benchmark.rows for backend in row.homes]

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from attrs import evolve
 from benchmarks.frame import Benchmark, Measure, Row, draw, run
 from hypothesis import strategies as st
 
@@ -65,6 +66,13 @@ def test_all_rows_get_the_same_workload_in_every_round() -> None:
         assert {first[0], second[0]} == {"a", "b"}
         assert first[1] == second[1]
     assert len({tuple(name for name, _ in both) for both in rounds}) == 2
+
+
+def test_a_benchmark_may_bound_its_rounds() -> None:
+    """What is slow to measure gets no more rounds than it asks for."""
+    few = evolve(benchmark(Row(name="ours", run=one)), max_rounds=2)
+    for rounds, expected in ((9, 2), (1, 1)):
+        assert len(run(few, rounds=rounds, seed=1).series[0].values) == expected
 
 
 def test_ratios_are_within_a_round_and_a_loop() -> None:
