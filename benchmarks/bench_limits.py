@@ -28,7 +28,7 @@ class FixedAt(LimitRule):
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def start(self, limit: Limit) -> LimitState:
+    def start(self, limit: Limit) -> LimitState:  # noqa: ARG002 - it has its own
         """Ignore the limit."""
         return Fixed().start(Limit(self._limit, rule=Fixed()))
 

@@ -91,7 +91,7 @@ class Door:
             door=self,
         ).run()
         for lane in wants:
-            lane.is_guarded = self.needs_guard(lane.gate)
+            lane.guard(is_guarded=self.needs_guard(lane.gate))
         return tuple(lane.token(count) for lane, count in wants.items()), permit
 
 

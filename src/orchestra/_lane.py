@@ -55,7 +55,6 @@ class Lane:
     Attributes:
         limit: How many may be in use now.
         free: How many of them are not; negative after the limit was lowered.
-        is_guarded: Whether a request has to look at more than the count.
         is_open: Whether a newcomer may take a free slot as it is: nothing is guarded or traced and
             nobody waits.
         epoch: The limit's congestion epoch.
@@ -127,13 +126,8 @@ class Lane:
         """How many slots are in use."""
         return self.limit - self.free
 
-    @property
-    def is_guarded(self) -> bool:
-        """Whether a request has to look at more than the count."""
-        return self._is_guarded
-
-    @is_guarded.setter
-    def is_guarded(self, is_guarded: bool) -> None:
+    def guard(self, *, is_guarded: bool = True) -> None:
+        """Say whether a request has to look at more than the count."""
         self._is_guarded = is_guarded
         self._set_open()
 
@@ -372,7 +366,7 @@ class Gate:
         """Let nobody start for some seconds."""
         self._cooldown.extend(anyio.current_time(), retry_after)
         for lane in self.lanes:
-            lane.is_guarded = True
+            lane.guard()
 
     def delay(self, model_tokens: int, draw: float) -> float:
         """Return how many seconds a request has to wait, 0.0 when it may start."""

@@ -398,7 +398,7 @@ class ConcurrencyController(AsyncContextManagerMixin):
         self._door.closing.set()
         for gate in self._gates.values():
             for lane in gate.lanes:
-                lane.is_guarded = True
+                lane.guard()
                 lane.refuse_all()
             if gate.line is not None:
                 gate.line.refuse_all()
@@ -438,7 +438,7 @@ class ConcurrencyController(AsyncContextManagerMixin):
             is_fast=self._fast_acquire,
             is_traced=self._is_traced,
         )
-        lane.is_guarded = self._door.needs_guard(gate)
+        lane.guard(is_guarded=self._door.needs_guard(gate))
         return lane
 
 

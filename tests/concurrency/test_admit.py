@@ -193,6 +193,55 @@ def test_admissions_under_any_schedule(backend: str, seed: int, *, is_limited: b
     anyio.run(main, backend=backend, backend_options=virtual_time_options(backend))
 
 
+async def test_closing_refuses_parked_admissions() -> None:
+    """An admission that waits in several queues is refused once, and leaves all of them."""
+    refused = 0
+
+    async def work(*keys: str) -> None:
+        nonlocal refused
+        with pytest.raises(CapacityError, match="closed"):
+            async with controller.admit(*keys):
+                raise AssertionError("unreachable")
+        refused += 1
+
+    async with (
+        anyio.create_task_group() as tasks,
+        ConcurrencyController({"a": 1, "b": 1}) as controller,
+    ):
+        controller.acquire_nowait("a")
+        controller.acquire_nowait("b")
+        for keys in (("a", "b"), ("b", "a"), ("a",)):
+            tasks.start_soon(work, *keys)
+        await settle()
+    assert refused == 3
+    assert controller.statistics("a").tasks_waiting == 0
+    assert controller.statistics("b").tasks_waiting == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_native_cancellation_of_an_admission_after_the_grant() -> None:
+    """All slots of an admission that is cancelled after it was granted go to the next one."""
+    import asyncio
+
+    controller = ConcurrencyController({"a": 1, "b": 1})
+
+    async def work() -> None:
+        async with controller.admit("a", "b"):
+            await asyncio.sleep(1)
+
+    tokens = [controller.acquire_nowait(key) for key in "ab"]
+    waiters = [asyncio.create_task(work()) for _ in range(2)]
+    await settle()
+    for token in tokens:
+        token.release()
+    waiters[0].cancel()
+    await settle()
+    assert waiters[0].cancelled()
+    assert controller.statistics("a").in_use == controller.statistics("b").in_use == 1
+    await waiters[1]
+    assert controller.statistics("a").in_use == controller.statistics("b").in_use == 0
+
+
 async def test_bulkhead_is_a_policy() -> None:
     """A bulkhead holds a slot around a call, alone, in a pipeline and as a decorator."""
     controller = ConcurrencyController({"k": 2})

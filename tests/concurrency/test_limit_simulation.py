@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.limit_simulation import PHASES, Tail, simulate
+
 from orchestra import AIMD, Fixed, Limit, Streak
 
 
