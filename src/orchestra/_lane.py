@@ -30,11 +30,13 @@ class Owner(Protocol):
 
     def refuse_if_unwelcome(self, lane: Lane, priority: Priority) -> None:
         """Raise when a request is not even allowed to wait."""
+        ...
 
     async def admit(
         self, wants: Mapping[Lane, int], priority: Priority, model_tokens: int
     ) -> tuple[tuple[ConcurrencyToken, ...], object]:
         """Get slots behind a gate."""
+        ...
 
 
 @final
