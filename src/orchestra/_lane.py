@@ -104,11 +104,12 @@ class Lane:
         self._queue: Final[WaitQueue[Need]] = WaitQueue()
         self.order: Final = self._queue.order
         self._orders: Final = (self.order,)
-        self.is_open = not is_traced
-        self.delayed = 0
-        self.dropped = 0
-        self.epoch = 0
-        self.limit = self.free = 0
+        self.is_open: bool = not is_traced
+        self.delayed: int = 0
+        self.dropped: int = 0
+        self.epoch: int = 0
+        self.limit: int = 0
+        self.free: int = 0
         self._configure(limit)
         gate.lanes.append(self)
 

@@ -33,8 +33,8 @@ class LimitState(ABC):
     __slots__ = ("_maximum", "_minimum", "epoch", "limit")
 
     def __init__(self, limit: Limit) -> None:
-        self.limit = limit.initial
-        self.epoch = 0
+        self.limit: int = limit.initial
+        self.epoch: int = 0
         self._minimum = limit.minimum
         self._maximum = limit.ceiling
 

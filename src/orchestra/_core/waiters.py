@@ -57,7 +57,7 @@ class WaitOrder(Generic[W, N]):
         self._low: OrderedDict[W, N] = OrderedDict()
         self._normal_age = 0
         self._low_age = 0
-        self.size = 0
+        self.size: int = 0
 
     def add(self, waiter: W, priority: Priority, need: N) -> None:
         """Put a waiter behind those of its priority.
