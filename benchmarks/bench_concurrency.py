@@ -116,6 +116,19 @@ def pair_of(make: Callable[[int], Any]) -> Callable[[int], Pair]:
     return pair
 
 
+def pair_alone(limit: int) -> Pair:
+    """No queue at all: the first one passes, everybody else waits for an event of its own."""
+    is_first = [True] * limit
+
+    async def acquire() -> None:
+        if is_first:
+            is_first.pop()
+        else:
+            await anyio.Event().wait()
+
+    return acquire, lambda _: None
+
+
 def contended(
     make: Callable[[int], Pair],
 ) -> Callable[[Crowd, Measure], Awaitable[None]]:
@@ -321,12 +334,15 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
         workload=st.builds(Queue, count=st.just(16_000)),
         note=(
             "Compared with ourselves at 1,000 waiters: the cost of one must not grow with the queue. "
-            "The garbage collector is off while it is measured."
+            'The garbage collector is off while it is measured. "No queue" are tasks that wait '
+            "for an event of their own: what their number alone costs the event loop."
         ),
         rows=(
             Row(name="orchestra", run=given_up(pair_of_ours)),
             Row(name="orchestra, 1,000", run=given_up(pair_of_ours, share=16), at_most=1.3),
             Row(name="anyio.CapacityLimiter", run=given_up(pair_of(anyio.CapacityLimiter))),
+            Row(name="no queue", run=given_up(pair_alone)),
+            Row(name="no queue, 1,000", run=given_up(pair_alone, share=16)),
             on_asyncio("asyncio.Semaphore", given_up(pair_of(asyncio.Semaphore))),
         ),
     ),

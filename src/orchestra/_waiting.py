@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from asyncio import Future
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from functools import cache
 from types import coroutine
 from typing import Any, Final, Generic, TypeAlias, TypeVar, final
 
@@ -38,6 +39,12 @@ def _is_trio() -> bool:
     return sniffio is not None and sniffio.thread_local.name == "trio"
 
 
+@cache
+def _trio() -> tuple[Any, Any]:
+    """What we need of trio and of outcome; called only where trio is running."""
+    return sys.modules["trio"].lowlevel, sys.modules["outcome"].Value
+
+
 @coroutine
 def _yield_once() -> Generator[None, None, None]:
     yield  # to asyncio: run me again in the next iteration
@@ -46,7 +53,7 @@ def _yield_once() -> Generator[None, None, None]:
 async def checkpoint() -> None:
     """Let other tasks run and take in a cancellation, like ``anyio.lowlevel.checkpoint``."""
     if _is_trio():
-        await sys.modules["trio"].lowlevel.checkpoint()
+        await _trio()[0].checkpoint()
     else:
         await _yield_once()
 
@@ -91,20 +98,20 @@ async def _park_in_asyncio(
 async def _park_in_trio(
     orders: Sequence[Order[N]], need: N, priority: Priority, returned: Callable[[bool], object]
 ) -> bool:
-    trio = sys.modules["trio"]
-    task = trio.lowlevel.current_task()
+    trio, _ = _trio()
+    task = trio.current_task()
 
     def abort(raise_cancel: object) -> object:  # noqa: ARG001 - trio raises it for us
         for order in orders:
             order.discard(task)
         returned(False)
-        return trio.lowlevel.Abort.SUCCEEDED
+        return trio.Abort.SUCCEEDED
 
     for order in orders:
         order.add(task, priority, need)
     try:
         # Trio cancels nobody who was rescheduled, so there is no cancellation after the grant.
-        granted: bool = await trio.lowlevel.wait_task_rescheduled(abort)
+        granted: bool = await trio.wait_task_rescheduled(abort)
     except GeneratorExit:  # the coroutine was thrown away without its loop
         for order in orders:
             order.discard(task)
@@ -149,8 +156,8 @@ class WaitQueue(Generic[N]):
         if isinstance(waiter, Future):
             waiter.set_result(granted)
         else:
-            value = sys.modules["outcome"].Value(granted)
-            sys.modules["trio"].lowlevel.reschedule(waiter, value)
+            trio, value = _trio()
+            trio.reschedule(waiter, value(granted))
         return waiter
 
     def lets_pass(self, priority: Priority, need: N) -> bool:
