@@ -20,7 +20,6 @@ __all__ = ("ConcurrencyToken", "Gate", "Lane", "Owner", "closed_error", "wait_fo
 
 _new = object.__new__
 
-
 Need: TypeAlias = "Literal[1] | Mapping[Lane, int]"
 """What a waiter wants: one slot of the limiter in whose queue it is, or these slots together."""
 
@@ -262,8 +261,12 @@ class Lane:
 
     # ---- giving back ----
 
-    def give_back(self, count: int) -> None:  # a bool counts as 0 or 1
-        """Free slots, and hand them to whom is next."""
+    def give_back(self, count: int) -> None:
+        """Free slots, and hand them to whom is next.
+
+        Args:
+            count: How many; from `park`, whether the one slot had been granted.
+        """
         self.free += count
         if not self.is_open:
             self.settle()

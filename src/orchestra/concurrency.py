@@ -101,6 +101,7 @@ class ConcurrencyController(AsyncContextManagerMixin):
         rates: Rate limits by provider.
         pressure: When memory is short, requests of LOW priority are refused with `PressureError`.
         lifetime: How many seconds a lease may last, when it does not say itself; None: for ever.
+            Leases with a lifetime need an entered controller.
         dropped_on: Exceptions that leave a lease as "refused for overload"; their ``retry_after``,
             if they have one, starts a cooldown.
         fast_acquire: Do not yield to other tasks (and take in no cancellation) when a slot is free.
