@@ -100,6 +100,7 @@ class OpenCodeSession(Session):
     async def _stream(self, prompt: str) -> AsyncGenerator[AsyncIterator[SessionEvent]]:
         if not prompt.strip():
             raise ValueError("the prompt is empty")
+        await anyio.lowlevel.checkpoint()
         if self._closing is not None:
             raise anyio.ClosedResourceError
         if self.turn is not None:
@@ -109,7 +110,6 @@ class OpenCodeSession(Session):
         self._workspace.host.turn_started()
         self._workspace.host.spawn(turn.run)
         try:
-            await anyio.lowlevel.checkpoint()
             yield turn.events
         finally:
             if not turn.is_finished:
