@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -350,6 +351,40 @@ async def test_entered_twice() -> None:
     with pytest.raises(RuntimeError, match="make a new one"):
         async with backend:
             pass
+
+
+def test_an_abandoned_function_may_end_with_the_loop(tmp_path: Path) -> None:
+    """A function that was given up and returns while the loop is closing ends its thread."""
+    release = threading.Event()
+    threads: list[threading.Thread] = []
+
+    class ClosingLoop(asyncio.SelectorEventLoop):
+        def close(self) -> None:
+            release.set()
+            for thread in threads:  # until it has ended, or has asked for what never comes
+                thread.join(0.2)
+            super().close()
+
+    def stubborn(turn: Turn) -> None:
+        threads.append(threading.current_thread())
+        anyio.from_thread.run(turn.text, "working")
+        release.wait(30)
+
+    async def main() -> None:
+        async with (
+            EmbeddedBackend({"stubborn": stubborn}, thread_grace=0.0) as backend,
+            backend.lease("stubborn", directory=tmp_path) as session,
+            session.stream("work") as stream,
+        ):
+            async for event in stream:
+                if isinstance(event, TextReceived):
+                    break
+            await session.abort()
+
+    anyio.run(main, backend_options={"loop_factory": ClosingLoop})
+    (thread,) = threads
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_bad_configuration() -> None:

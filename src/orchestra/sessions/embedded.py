@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
@@ -319,8 +319,9 @@ class _Host:
 
     async def run_in_thread(self, call: EmbeddedAgent, turn: Turn) -> Any:
         """Run a plain function; when cancelled, wait ``thread_grace`` for it, then let it go."""
-        token = anyio.lowlevel.current_token()
-        done = anyio.Event()
+        # An event of threads: telling the loop would wait for ever when the loop is just closing,
+        # and the thread would keep the process from ending.
+        done = threading.Event()
         is_started = is_given_up = False
 
         def work() -> Any:
@@ -329,8 +330,7 @@ class _Host:
             try:
                 return None if is_given_up else call(turn)
             finally:
-                with suppress(anyio.RunFinishedError):
-                    anyio.from_thread.run_sync(done.set, token=token)
+                done.set()
 
         try:
             # How many work at once is the caller's decision: no second limit here.
@@ -340,8 +340,10 @@ class _Host:
         except anyio.get_cancelled_exc_class():
             is_given_up = True
             if is_started:
-                with anyio.move_on_after(self._thread_grace, shield=True):
-                    await done.wait()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(
+                        done.wait, self._thread_grace, limiter=anyio.CapacityLimiter(1)
+                    )
             raise
 
 
