@@ -194,6 +194,25 @@ async def test_an_end_that_came_while_the_stream_was_down_is_found(
     assert (end.reason, end.text) == (FinishReason.DONE, "told to nobody")
 
 
+async def test_an_end_between_the_break_and_the_new_stream_is_found(
+    fake_server: FakeServer, session: Session, answers: type[Answer]
+) -> None:
+    """What happened after the look at the break, and before the new stream, is looked for."""
+    fake_server.is_answering = False
+
+    async def lose_the_end() -> None:
+        (request,) = await fake_server.wait_seen("POST /session/ses_0/prompt_async")
+        fake_server.faults["GET /event"] = [answers(status=0)] * 1000
+        await fake_server.cut()
+        await fake_server.wait_seen("GET /session/ses_0/children")
+        fake_server.store("ses_0", request.body["messageID"], "told to nobody")
+        fake_server.statuses.clear()
+        fake_server.faults.clear()
+
+    end = await run_beside(session, lose_the_end)
+    assert (end.reason, end.text) == (FinishReason.DONE, "told to nobody")
+
+
 async def test_a_silent_stream_is_replaced(fake_server: FakeServer, tmp_path: Path) -> None:
     """Without even a heartbeat the watchdog opens a new stream, and the turn goes on."""
     timing = StreamTiming(silence=0.1, window=5.0, first_delay=0.01, longest_delay=0.05)
@@ -470,7 +489,7 @@ async def finish(server: FakeServer) -> None:
 
 
 async def test_a_request_is_answered_by_the_policy_and_told(
-    fake_server: FakeServer, tmp_path: Path
+    fake_server: FakeServer, tmp_path: Path, answers: type[Answer]
 ) -> None:
     """Also a child's request, even one whose birth was missed; the same request only once."""
     fake_server.is_answering = False
@@ -488,7 +507,10 @@ async def test_a_request_is_answered_by_the_policy_and_told(
         child = {"id": "ses_c", "parentID": "ses_0", "agent": "helper"}
         await fake_server.send("session.created", sessionID="ses_c", info=child)
         await ask(fake_server, "ses_c", id="per_2", permission="edit")
-        await fake_server.wait_seen("POST /permission/*", 2)
+        grandchild = {"id": "ses_g", "parentID": "ses_c", "agent": "unseen"}
+        fake_server.faults["GET /session/ses_g"] = [answers(grandchild)]
+        await ask(fake_server, "ses_g", id="per_3")
+        await fake_server.wait_seen("POST /permission/*", 3)
         await finish(fake_server)
 
     events: list[SessionEvent] = []
@@ -498,16 +520,18 @@ async def test_a_request_is_answered_by_the_policy_and_told(
     ):
         await run_beside(session, be_asked, events)
     told = [event for event in events if isinstance(event, PermissionAsked)]
-    assert [(one.request.agent, one.reply.is_allowed) for one in told] == [
-        ("echo", False),
-        ("helper", True),
-    ]
+    assert {one.request.agent: one.reply.is_allowed for one in told} == {
+        "echo": False,
+        "helper": True,
+        "unseen": False,
+    }
     replies = {one.path: one.body for one in fake_server.seen("POST /permission/*")}
     assert replies == {
         "/permission/per_1/reply": {"reply": "reject", "message": "not that"},
         "/permission/per_2/reply": {"reply": "once", "message": "not that"},
+        "/permission/per_3/reply": {"reply": "reject", "message": "not that"},
     }
-    assert len(seen) == 2
+    assert len(seen) == len(told) == 3
 
 
 async def test_a_policy_that_fails_refuses(
