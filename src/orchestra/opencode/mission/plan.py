@@ -116,8 +116,8 @@ class MissionSettings:
         limits: How many sessions of each role may work at once.
         max_rounds: How often a worker may try one task: rejections and failures both count.
         acceptance: Command lines that must succeed after all tasks were accepted.
-        allow: Command lines that acceptance may run. An entry that ends in ``*`` allows any
-            further arguments; otherwise it must match as a whole.
+        allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
+            any further arguments; otherwise it must match as a whole.
         command_timeout: Seconds that one acceptance command may take.
         turn_timeout: Seconds that one agent turn may take before it is aborted.
         deadline: Seconds that the whole mission may take; None: no limit.
@@ -136,13 +136,13 @@ class MissionSettings:
     todo_file: str | None = "TODO.md"
 
     def permits(self, argv: Sequence[str]) -> bool:
-        """Whether the allow list has this command line.
+        """Whether acceptance may run this command line: ``acceptance`` names it, or ``allow`` does.
 
         Args:
             argv: The command line, split.
         """
         line = tuple(argv)
-        return any(
+        return line in self.acceptance or any(
             line[: len(entry) - 1] == entry[:-1] if entry[-1:] == ("*",) else line == entry
             for entry in self.allow
             if entry
