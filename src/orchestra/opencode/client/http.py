@@ -21,9 +21,12 @@ from orchestra.errors import (
 )
 from orchestra.opencode.client import wire
 
-__all__ = ("HttpClient",)
+__all__ = ("WIRE_ERRORS", "HttpClient")
 
 T = TypeVar("T")
+
+WIRE_ERRORS = (SessionError, ConfigurationError)
+"""Everything that a call may raise: the server's configuration may turn out to be wrong."""
 
 _ATTEMPTS = 3
 _FIRST_DELAY = 0.1
@@ -36,7 +39,8 @@ class HttpClient:
     """A connection to one server. Close it with `aclose`.
 
     All methods are checkpoints. They raise `TransportError` when the server cannot be reached,
-    `RemoteProtocolError` when something else answers, `ServerError` when it answers with an error.
+    `RemoteProtocolError` when something else answers, `ServerError` when it answers with an error,
+    `ConfigurationError` when the error is in the server's configuration.
     Calls that may safely be repeated are repeated a few times when the connection breaks.
 
     Args:

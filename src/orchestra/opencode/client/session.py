@@ -21,6 +21,7 @@ from orchestra.errors import (
 )
 from orchestra.events import FinishReason, SessionEvent, Started, TurnError
 from orchestra.opencode.client import wire
+from orchestra.opencode.client.http import WIRE_ERRORS
 from orchestra.opencode.client.outbox import Outbox
 from orchestra.opencode.client.turn import Snapshot, TurnMachine
 from orchestra.opencode.client.verdict import interrupted
@@ -148,7 +149,7 @@ class OpenCodeSession(Session):
         try:
             await self._workspace.quiet_children(self._id, _CHILDREN_LIMIT)
             await self._workspace.http.delete_session(self._id)
-        except SessionError as exc:
+        except WIRE_ERRORS as exc:
             _LOG.debug("session %s was not deleted: %s", self._id, exc)
 
 
@@ -318,7 +319,7 @@ class Turn:
         except SessionLostError:
             self.end(FinishReason.INTERRUPTED, interrupted("somebody deleted the session"))
             return
-        except (SessionError, ConfigurationError) as exc:
+        except WIRE_ERRORS as exc:
             await self._bear(exc)
             return
         self._failing_since = inf
