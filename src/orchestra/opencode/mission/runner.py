@@ -17,7 +17,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
 from orchestra.errors import (
@@ -34,6 +34,7 @@ from orchestra.events import (
     ToolStatus,
     TurnError,
     Usage,
+    UsageReported,
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
@@ -102,6 +103,21 @@ class MissionStatistics:
     tool_calls: int = 0
     stale_events: int = 0
     sessions_open: int = 0
+
+
+@define(kw_only=True)
+class _Turn:
+    """What is known of a turn under way."""
+
+    queued: float
+    started: float = 0.0
+    session_id: str = ""
+    usage: Usage = field(factory=Usage)
+    finished: Finished | None = None
+
+    def cut_off(self, reason: FinishReason, error: TurnError | None = None) -> Finished:
+        """Return the end of a turn that has not come to one of its own."""
+        return Finished(session_id=self.session_id, reason=reason, usage=self.usage, error=error)
 
 
 @final
@@ -329,25 +345,16 @@ class Mission(AsyncContextManagerMixin):
     # --- agents ---
 
     async def _ask(self, ask: Ask) -> None:
-        queued = self._now()
+        turn = _Turn(queued=self._now())
         if ask.delay:
             await anyio.sleep(ask.delay)
         async with self._controller.lease(ask.role.value):
-            started = self._now()
+            turn.started = self._now()
             self._post(WorkStarted(ticket=ask.ticket))
-            finished, session_id = await self._take_turn(ask)
-        self._timeline.append(
-            Span(
-                name=ask.role.value,
-                task_id=ask.task_id,
-                round=ask.round,
-                queued=queued,
-                started=started,
-                ended=self._now(),
-                outcome=_outcome(ask.role, finished),
-                session_id=session_id,
-            )
-        )
+            try:
+                turn.finished = finished = await self._take_turn(ask, turn)
+            finally:
+                self._end_turn(ask, turn)
         self._post(
             AgentAnswered(
                 ticket=ask.ticket,
@@ -359,42 +366,56 @@ class Mission(AsyncContextManagerMixin):
             )
         )
 
-    async def _take_turn(self, ask: Ask) -> tuple[Finished, str]:
-        """Run one turn to its end, whatever that is; returns its end and the session's id."""
-        session_id = ""
+    async def _take_turn(self, ask: Ask, turn: _Turn) -> Finished:
+        """Run one turn to its end, whatever that is."""
         try:
             session = self._sessions.get(ask.session)
             if session is None:
                 session = self._sessions[ask.session] = await self._open(ask)
-            session_id = session.id
+            turn.session_id = session.id
             self._publish(
                 TurnStarted(
-                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session_id
+                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id
                 )
             )
             self._turns_running += 1
             try:
-                finished = await self._stream(session, ask)
+                return await self._stream(session, ask, turn)
             finally:
                 self._turns_running -= 1
                 self._counts["turns"] += 1
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            finished = as_finished(exc, session_id)
+            return as_finished(exc, turn.session_id)
         except Exception as exc:
             _logger.exception("the backend failed in a way its contract does not know")
-            finished = as_finished(exc, session_id)
+            return as_finished(exc, turn.session_id)
+
+    def _end_turn(self, ask: Ask, turn: _Turn) -> None:
+        """Write down what a turn was, also one that the mission's end cut off."""
+        finished = turn.finished or turn.cut_off(FinishReason.ABORTED)
         self._usage += finished.usage
+        self._timeline.append(
+            Span(
+                name=ask.role.value,
+                task_id=ask.task_id,
+                round=ask.round,
+                queued=turn.queued,
+                started=turn.started,
+                ended=self._now(),
+                outcome=_outcome(ask.role, finished),
+                session_id=turn.session_id,
+            )
+        )
         self._publish(
             TurnFinished(
                 at=self._now(),
                 role=ask.role,
                 task_id=ask.task_id,
-                session_id=session_id,
+                session_id=turn.session_id,
                 outcome=finished.reason.value,
                 cost=finished.usage.cost,
             )
         )
-        return finished, session_id
 
     async def _open(self, ask: Ask) -> Session:
         agent = self._agents.get(ask.role)
@@ -410,20 +431,20 @@ class Mission(AsyncContextManagerMixin):
             },
         )
 
-    async def _stream(self, session: Session, ask: Ask) -> Finished:
+    async def _stream(self, session: Session, ask: Ask, turn: _Turn) -> Finished:
         with anyio.move_on_after(self._settings.turn_timeout):
-            return await session.prompt(ask.message, listener=partial(self._on_session_event, ask))
-        seconds = self._settings.turn_timeout
-        return Finished(
-            session_id=session.id,
-            reason=FinishReason.ABORTED,
-            error=TurnError(name="TimeoutError", message=f"no answer within {seconds:g} s"),
-        )
+            return await session.prompt(
+                ask.message, listener=partial(self._on_session_event, ask, turn)
+            )
+        message = f"no answer within {self._settings.turn_timeout:g} s"
+        return turn.cut_off(FinishReason.ABORTED, TurnError(name="TimeoutError", message=message))
 
-    def _on_session_event(self, ask: Ask, event: SessionEvent) -> None:
+    def _on_session_event(self, ask: Ask, turn: _Turn, event: SessionEvent) -> None:
         if isinstance(event, ToolCalled):
             if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
                 self._counts["tool_calls"] += 1
+        elif isinstance(event, UsageReported):
+            turn.usage += event.usage
         elif isinstance(event, PermissionAsked):
             self._counts["permissions"] += 1
             if not event.reply.is_allowed:
@@ -476,6 +497,10 @@ class Mission(AsyncContextManagerMixin):
                 await session.aclose()
             except (OrchestraError, OSError) as exc:
                 _logger.warning("session %s could not be closed: %s", session.id, exc)
+            except Exception:
+                _logger.exception(
+                    "session %s failed in a way its contract does not know", session.id
+                )
 
     async def _close_sessions(self) -> None:
         sessions = list(self._sessions.values())
