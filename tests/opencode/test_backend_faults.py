@@ -35,8 +35,8 @@ from orchestra.opencode.client.turn import TurnTiming
 if TYPE_CHECKING:
     from tests.opencode.conftest import Answer, FakeServer
 
-STREAM = StreamTiming(silence=5.0, window=1.0, first_delay=0.01, longest_delay=0.05)
-TURN = TurnTiming(start=0.2, start_limit=1.0, settle=0.02, settle_limit=0.2, quiet=30.0)
+STREAM = StreamTiming(silence=60.0, window=1.0, first_delay=0.01, longest_delay=0.05)
+TURN = TurnTiming(start=0.2, start_limit=1.0, settle=0.02, settle_limit=0.2, quiet=60.0)
 
 
 def attach(server: FakeServer, **options: Any) -> OpenCodeBackend:
@@ -355,6 +355,42 @@ async def test_abort_reaches_children_and_what_they_ask(
     assert reply.body["reply"] == "reject"
     assert fake_server.seen("POST /question/que_1/reject")
     await expect_next_prompt_works(fake_server, session)
+
+
+async def test_a_prompt_that_cannot_be_sent_can_be_aborted(
+    fake_server: FakeServer, session: Session, answers: type[Answer]
+) -> None:
+    """While sending fails again and again, an abort ends the turn, and it is not sent later."""
+    call = "POST /session/ses_0/prompt_async"
+    fake_server.faults[call] = [answers(status=0)] * 1000
+    fake_server.is_answering = False
+
+    async def abort() -> None:
+        await fake_server.wait_seen(call, 3)
+        await session.abort()
+
+    assert (await run_beside(session, abort)).reason is FinishReason.ABORTED
+    sent = len(fake_server.seen(call))
+    fake_server.faults.clear()
+    await expect_next_prompt_works(fake_server, session)
+    assert len(fake_server.seen(call)) == sent + 1
+
+
+async def test_a_cancelled_backend_aborts_what_runs(
+    fake_server: FakeServer, tmp_path: Path
+) -> None:
+    """Cancelled from outside as a whole, it still leaves the server's sessions idle and deleted."""
+    fake_server.is_answering = False
+    with anyio.CancelScope() as scope:
+        async with attach(fake_server) as backend:
+            session = await backend.open("echo", directory=tmp_path)
+            async with session.stream("go") as events:
+                async for _ in events:
+                    await fake_server.wait_seen("POST /session/ses_0/prompt_async")
+                    scope.cancel()
+    assert not fake_server.statuses
+    assert fake_server.seen("POST /session/ses_0/abort")
+    assert fake_server.seen("DELETE /session/ses_0")
 
 
 async def test_a_run_that_ignores_its_abort_is_aborted_again(

@@ -242,8 +242,6 @@ class Turn:
             self._is_aborting = True
             self._abort_at = anyio.current_time()
             self._give_up_at = self._abort_at + _ABORT_LIMIT
-            for scope in self.requests.values():
-                scope.cancel()
             self._wake.set()
         await self._finished.wait()
 
