@@ -364,6 +364,26 @@ def test_an_event_during_a_look_asks_for_another_look() -> None:
     assert machine.look_at <= 1.6
 
 
+def test_an_idle_event_spares_asking_for_the_status() -> None:
+    """The event is the status, unless the message says that the run may still go on."""
+    machine = make_machine()
+    assert machine.needs_status
+    feed(machine, begin(), wire.SessionIdle(session_id=SESSION))
+    assert not machine.needs_status
+    between = Snapshot(
+        status=None,
+        messages=(user(), answer("msg_a", finish="tool-calls")),
+        is_whole=True,
+        is_status_known=False,
+    )
+    assert resolve(machine, between, now=1.1) == []
+    assert machine.look_at <= 1.1
+    assert machine.needs_status
+    feed(machine, wire.SessionIdle(session_id=SESSION), now=1.2)
+    machine.lose_events(now=1.2)
+    assert machine.needs_status
+
+
 def test_a_message_that_is_closed_is_looked_at_without_delay() -> None:
     """While a turn settles, the event that closes the message ends the waiting."""
     machine = make_machine()
@@ -695,10 +715,13 @@ def drive(run: Run, order: Sequence[int], *, is_told: bool) -> list[SessionEvent
 
     def look(now: float) -> None:
         truth = run.snapshots[reached]
+        shown = Snapshot(
+            status=truth.status if machine.needs_status else None,
+            messages=truth.messages if machine.needs_whole else truth.messages[-1:],
+            is_whole=machine.needs_whole,
+            is_status_known=machine.needs_status,
+        )
         machine.begin_look()
-        shown = truth
-        if not machine.needs_whole:
-            shown = Snapshot(status=truth.status, messages=truth.messages[-1:], is_whole=False)
         told.extend(machine.resolve(shown, now=now, wall=0.0))
 
     now = 0.0

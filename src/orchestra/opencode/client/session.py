@@ -304,11 +304,12 @@ class Turn:
     async def _look(self) -> None:
         """Fetch what the machine needs in order to go on."""
         machine, http, session_id = self._machine, self._workspace.http, self.session.id
+        is_whole, needs_status = machine.needs_whole, machine.needs_status
         machine.begin_look()
-        is_whole = machine.needs_whole
         try:
             # First the status: a session that was idle then has written its last message.
-            statuses = await http.statuses(self._workspace.directory)
+            directory = self._workspace.directory
+            statuses = await http.statuses(directory) if needs_status else {}
             messages = await http.messages(session_id, limit=None if is_whole else 1)
             children: list[wire.Message] = []
             if is_whole:
