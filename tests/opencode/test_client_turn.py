@@ -379,6 +379,10 @@ def test_an_idle_event_spares_asking_for_the_status() -> None:
     assert resolve(machine, between, now=1.1) == []
     assert machine.look_at <= 1.1
     assert machine.needs_status
+    machine.abort(now=1.1)
+    feed(machine, wire.SessionIdle(session_id=SESSION), now=1.2)
+    nothing = Snapshot(status=None, messages=(user(),), is_whole=True, is_status_known=False)
+    assert resolve(machine, nothing, now=1.2) == []
     feed(machine, wire.SessionIdle(session_id=SESSION), now=1.2)
     machine.lose_events(now=1.2)
     assert machine.needs_status
