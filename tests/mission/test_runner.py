@@ -363,6 +363,10 @@ async def test_the_todo_file_is_true(tmp_path: Path) -> None:
     async def worker(turn: Turn) -> str:
         while f"[/] {turn.metadata['task']}: " not in text():  # noqa: ASYNC110
             await anyio.sleep(0.005)
+        if turn.number == 1:  # later a line may be an old one
+            written = text(), path.stat().st_mtime_ns
+            await anyio.sleep(0.05)
+            assert written == (text(), path.stat().st_mtime_ns)  # not written again and again
         return "Done."
 
     plan = Plan((TaskSpec(id="a", title="A"), TaskSpec(id="b", title="B", depends=("a",))))
