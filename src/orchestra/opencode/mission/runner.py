@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
 from orchestra.errors import (
@@ -25,7 +25,6 @@ from orchestra.errors import (
 )
 from orchestra.events import (
     Finished,
-    FinishReason,
     PermissionAsked,
     QuestionAsked,
     RetryScheduled,
@@ -38,7 +37,6 @@ from orchestra.events import (
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
-from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -72,6 +70,7 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport, Span, TaskState
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.todo import render_todo, write_todo
+from orchestra.opencode.mission.turn import Turn
 
 __all__ = ("Mission", "MissionStatistics", "run_mission")
 
@@ -103,21 +102,6 @@ class MissionStatistics:
     tool_calls: int = 0
     stale_events: int = 0
     sessions_open: int = 0
-
-
-@define(kw_only=True)
-class _Turn:
-    """What is known of a turn under way."""
-
-    queued: float
-    started: float = 0.0
-    session_id: str = ""
-    usage: Usage = field(factory=Usage)
-    finished: Finished | None = None
-
-    def cut_off(self, reason: FinishReason, error: TurnError | None = None) -> Finished:
-        """Return the end of a turn that has not come to one of its own."""
-        return Finished(session_id=self.session_id, reason=reason, usage=self.usage, error=error)
 
 
 @final
@@ -345,7 +329,7 @@ class Mission(AsyncContextManagerMixin):
     # --- agents ---
 
     async def _ask(self, ask: Ask) -> None:
-        turn = _Turn(queued=self._now())
+        turn = Turn(queued=self._now())
         if ask.delay:
             await anyio.sleep(ask.delay)
         async with self._controller.lease(ask.role.value):
@@ -366,7 +350,7 @@ class Mission(AsyncContextManagerMixin):
             )
         )
 
-    async def _take_turn(self, ask: Ask, turn: _Turn) -> Finished:
+    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
         """Run one turn to its end, whatever that is."""
         try:
             session = self._sessions.get(ask.session)
@@ -390,30 +374,19 @@ class Mission(AsyncContextManagerMixin):
             _logger.exception("the backend failed in a way its contract does not know")
             return as_finished(exc, turn.session_id)
 
-    def _end_turn(self, ask: Ask, turn: _Turn) -> None:
+    def _end_turn(self, ask: Ask, turn: Turn) -> None:
         """Write down what a turn was, also one that the mission's end cut off."""
-        finished = turn.finished or turn.cut_off(FinishReason.ABORTED)
-        self._usage += finished.usage
-        self._timeline.append(
-            Span(
-                name=ask.role.value,
-                task_id=ask.task_id,
-                round=ask.round,
-                queued=turn.queued,
-                started=turn.started,
-                ended=self._now(),
-                outcome=_outcome(ask.role, finished),
-                session_id=turn.session_id,
-            )
-        )
+        turn.finished = turn.finished or turn.cut_off()
+        self._usage += turn.finished.usage
+        self._timeline.append(turn.span(ask, ended=self._now()))
         self._publish(
             TurnFinished(
                 at=self._now(),
                 role=ask.role,
                 task_id=ask.task_id,
                 session_id=turn.session_id,
-                outcome=finished.reason.value,
-                cost=finished.usage.cost,
+                outcome=turn.finished.reason.value,
+                cost=turn.finished.usage.cost,
             )
         )
 
@@ -431,15 +404,15 @@ class Mission(AsyncContextManagerMixin):
             },
         )
 
-    async def _stream(self, session: Session, ask: Ask, turn: _Turn) -> Finished:
+    async def _stream(self, session: Session, ask: Ask, turn: Turn) -> Finished:
         with anyio.move_on_after(self._settings.turn_timeout):
             return await session.prompt(
                 ask.message, listener=partial(self._on_session_event, ask, turn)
             )
         message = f"no answer within {self._settings.turn_timeout:g} s"
-        return turn.cut_off(FinishReason.ABORTED, TurnError(name="TimeoutError", message=message))
+        return turn.cut_off(TurnError(name="TimeoutError", message=message))
 
-    def _on_session_event(self, ask: Ask, turn: _Turn, event: SessionEvent) -> None:
+    def _on_session_event(self, ask: Ask, turn: Turn, event: SessionEvent) -> None:
         if isinstance(event, ToolCalled):
             if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
                 self._counts["tool_calls"] += 1
@@ -573,14 +546,6 @@ class Mission(AsyncContextManagerMixin):
             warnings=(*self._machine.warnings, *self._warnings),
             statistics={**self._counts, "retries": self._machine.retries},
         )
-
-
-def _outcome(role: Role, finished: Finished) -> str:
-    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
-    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
-        with suppress(VerdictError):
-            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
-    return finished.reason.value
 
 
 async def run_mission(
