@@ -30,7 +30,7 @@ from orchestra.events import (
 from orchestra.opencode.backend import OpenCodeBackend
 from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
-from orchestra.opencode.client.turn import TurnTiming
+from orchestra.opencode.client.turn import VAIN_STEPS, TurnTiming
 
 if TYPE_CHECKING:
     from tests.opencode.conftest import Answer, FakeServer
@@ -287,6 +287,27 @@ async def test_strange_events_harm_nobody(fake_server: FakeServer, session: Sess
     end = await run_beside(session, talk_nonsense)
     assert (end.reason, end.text) == (FinishReason.DONE, "still sane")
     assert not fake_server.seen("POST /permission/*")
+
+
+async def test_a_run_of_empty_answers_is_ended(fake_server: FakeServer, session: Session) -> None:
+    """A model that is called without end and says nothing is aborted, and the turn says why."""
+    fake_server.is_answering = False
+
+    async def spin() -> None:
+        (request,) = await fake_server.wait_seen("POST /session/ses_0/prompt_async")
+        parent = request.body["messageID"]
+        for number in range(VAIN_STEPS):
+            names = {"id": f"msg_z{number:03}", "role": "assistant", "sessionID": "ses_0"}
+            await fake_server.send("message.updated", info={**names, "parentID": parent})
+            part = {"id": f"prt_{number}", "messageID": names["id"], "sessionID": "ses_0"}
+            await fake_server.send("message.part.updated", part={**part, "type": "step-finish"})
+        await fake_server.wait_seen("POST /session/ses_0/abort")
+
+    end = await run_beside(session, spin)
+    assert end.reason is FinishReason.FAILED
+    assert end.error is not None
+    assert "20 times in a row" in end.error.message
+    await expect_next_prompt_works(fake_server, session)
 
 
 async def test_five_megabytes_of_text_come_cut(fake_server: FakeServer, session: Session) -> None:

@@ -22,7 +22,7 @@ from orchestra.events import (
     UsageReported,
 )
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.turn import Snapshot, TurnMachine, TurnState
+from orchestra.opencode.client.turn import VAIN_STEPS, Snapshot, TurnMachine, TurnState
 
 SESSION = "ses_1"
 PROMPT = "msg_prompt"
@@ -123,6 +123,31 @@ def end_of(told: Sequence[SessionEvent]) -> Finished:
 def failed(name: str, **data: Any) -> wire.ErrorInfo:
     """An error of a run."""
     return wire.ErrorInfo(name=name, data=data)
+
+
+# --- a run that goes nowhere ---
+
+
+def test_a_model_that_never_says_anything_is_noticed() -> None:
+    """Empty model calls in a row are counted once each; a word or a tool call ends the row."""
+    machine = make_machine()
+    feed(machine, wire.SessionStatus(session_id=SESSION, status=BUSY))
+
+    def empty_steps(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            message = f"msg_{number:03}"
+            info = answer(message, finish="unknown").info
+            feed(machine, wire.MessageUpdated(session_id=SESSION, info=info))
+            part = step(f"step_{number}", 1, message)
+            feed(machine, wire.PartUpdated(part=part), wire.PartUpdated(part=part))
+
+    empty_steps(0, VAIN_STEPS - 1)
+    assert not machine.is_spinning
+    feed(machine, wire.PartUpdated(part=tool("t", "running", f"msg_{VAIN_STEPS - 2:03}")))
+    empty_steps(VAIN_STEPS, VAIN_STEPS - 1)
+    assert not machine.is_spinning
+    empty_steps(3 * VAIN_STEPS, 1)
+    assert machine.is_spinning
 
 
 # --- how a run ends ---

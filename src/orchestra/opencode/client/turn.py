@@ -128,6 +128,10 @@ _TOOL_STATUS = {
 }
 
 
+VAIN_STEPS = 20
+"""Model calls in a row without a word or a tool call after which a turn goes nowhere: an empty
+answer without a finish reason makes the server ask again at once, without end."""
+
 _ABORTED = TurnError(name="Aborted", message="the turn was aborted")
 
 
@@ -178,6 +182,7 @@ class TurnMachine:
         self._answer_length = 0
         self._is_cut = False
         self._is_idle_told = False
+        self._vain_steps = 0
         self._usage = Usage()
         self._todo: tuple[TodoItem, ...] = ()
         self._retry: float | None = None
@@ -200,6 +205,11 @@ class TurnMachine:
     def is_finished(self) -> bool:
         """Whether the turn is over."""
         return self.state is TurnState.FINISHED
+
+    @property
+    def is_spinning(self) -> bool:
+        """Whether the model is called again and again and neither says nor does anything."""
+        return self._vain_steps >= VAIN_STEPS and not self.is_finished
 
     def __repr__(self) -> str:
         return f"<TurnMachine {self.prompt_id} {self.state.value}>"
@@ -482,6 +492,8 @@ class TurnMachine:
             case "tool":
                 self._take_tool(part, told)
             case "step-finish":
+                if part.id not in self._steps:
+                    self._vain_steps += 1
                 self._take_usage(part, told)
             case _:
                 pass
@@ -511,6 +523,7 @@ class TurnMachine:
             known.is_in_step = False
             text = text[: max(room, 0)]
         if text:
+            self._vain_steps = 0
             known.pieces.append(text)
             self._answer.append(text)
             self._answer_length += len(text)
@@ -524,6 +537,7 @@ class TurnMachine:
         call_id = part.call_id or part.id
         rank = self._ranks.get(call_id)
         if rank is None:
+            self._vain_steps = 0
             self._answer.clear()
             self._answer_length = 0
             self._is_cut = False
