@@ -741,6 +741,8 @@ class BrokenBackend(SessionBackend):
         metadata: Mapping[str, str] | None = None,
     ) -> Session:
         name = agent if isinstance(agent, str) else agent.name
+        if name == self._agent and "hang" in self._errors:
+            await anyio.sleep_forever()
         if name == self._agent and "open" in self._errors:
             raise self._errors["open"]
         session = await self._inner.open(agent, directory=directory, title=title, metadata=metadata)
@@ -890,3 +892,15 @@ async def test_a_role_may_have_another_agent(tmp_path: Path) -> None:
         )
     assert report.outcome is MissionOutcome.ACCEPTED
     assert asked == [agent]
+
+
+async def test_a_backend_that_never_opens_a_session_does_not_hang_the_mission(
+    tmp_path: Path,
+) -> None:
+    """A turn's time includes the opening of its session."""
+    crew = Crew()
+    backend = BrokenBackend(crew.backend, "planner", {"hang": TimeoutError()})
+    settings = evolve(QUICK, turn_timeout=0.05)
+    with anyio.fail_after(20):
+        report = await run_mission("g", backend=backend, directory=tmp_path, settings=settings)
+    assert report.reason == "the planner failed: no answer within 0.05 s"

@@ -108,12 +108,21 @@ def _default_limits() -> dict[str, int]:
     return {"commander": 1, "planner": 10, "worker": 10, "reviewer": 10}
 
 
+def _are_limits(_settings: object, _field: object, limits: Mapping[str, object]) -> None:
+    known = [role.value for role in Role]
+    for name, limit in limits.items():
+        if name not in known:
+            raise ValueError(f"limits has {name!r}, but must name roles: {', '.join(known)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limits[{name!r}] must be an int of at least 1, not {limit!r}")
+
+
 @frozen(kw_only=True)
 class MissionSettings:
     """The rules of a run.
 
     Attributes:
-        limits: How many sessions of each role may work at once.
+        limits: How many sessions of each role may work at once; 10 for a role that is left out.
         max_rounds: How often a worker may try one task: rejections and failures both count.
         acceptance: Command lines that must succeed after all tasks were accepted.
         allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
@@ -125,7 +134,7 @@ class MissionSettings:
         todo_file: Where the plan is written, relative to the workspace; None: nowhere.
     """
 
-    limits: Mapping[str, int] = field(factory=_default_limits)
+    limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     max_rounds: int = field(default=3, validator=validators.ge(1))
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()

@@ -353,21 +353,10 @@ class Mission(AsyncContextManagerMixin):
     async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
         """Run one turn to its end, whatever that is."""
         try:
-            session = self._sessions.get(ask.session)
-            if session is None:
-                session = self._sessions[ask.session] = await self._open(ask)
-            turn.session_id = session.id
-            self._publish(
-                TurnStarted(
-                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id
-                )
-            )
-            self._turns_running += 1
-            try:
-                return await self._stream(session, ask, turn)
-            finally:
-                self._turns_running -= 1
-                self._counts["turns"] += 1
+            with anyio.move_on_after(self._settings.turn_timeout):
+                return await self._prompt(ask, turn)
+            message = f"no answer within {self._settings.turn_timeout:g} s"
+            return turn.cut_off(TurnError(name="TimeoutError", message=message))
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
             return as_finished(exc, turn.session_id)
         except Exception as exc:
@@ -404,13 +393,22 @@ class Mission(AsyncContextManagerMixin):
             },
         )
 
-    async def _stream(self, session: Session, ask: Ask, turn: Turn) -> Finished:
-        with anyio.move_on_after(self._settings.turn_timeout):
+    async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
+        session = self._sessions.get(ask.session)
+        if session is None:
+            session = self._sessions[ask.session] = await self._open(ask)
+        turn.session_id = session.id
+        self._publish(
+            TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
+        )
+        self._turns_running += 1
+        try:
             return await session.prompt(
                 ask.message, listener=partial(self._on_session_event, ask, turn)
             )
-        message = f"no answer within {self._settings.turn_timeout:g} s"
-        return turn.cut_off(TurnError(name="TimeoutError", message=message))
+        finally:
+            self._turns_running -= 1
+            self._counts["turns"] += 1
 
     def _on_session_event(self, ask: Ask, turn: Turn, event: SessionEvent) -> None:
         if isinstance(event, ToolCalled):
