@@ -265,8 +265,11 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         assert len(caught.value.problems) == 1
 
 
-def test_agents_are_loaded_once_and_leave_nothing_behind(folder: Path) -> None:
+def test_agents_are_loaded_once_and_leave_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are run when the agents are wanted, once each, without a bytecode cache."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     (folder / "agents.py").write_text(
         "from pathlib import Path\n"
         "log = Path(__file__).with_name('log')\n"
@@ -360,3 +363,12 @@ def test_a_mangled_file_is_a_mission_or_an_error(folder: Path, data: st.DataObje
         assert mission.plan is None or mission.plan.tasks
     assert lines
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["mission.toml", "mission-opencode.toml"])
+def test_the_example_files_are_valid(name: str) -> None:
+    """The mission files of the example are read without a fault."""
+    path = Path(__file__).parents[2] / "examples" / "tidy" / name
+    mission = read_mission_file(path)
+    assert mission.settings.permits(("python3", "-B", "-m", "unittest", "-q"))
+    assert mission.template == path.parent / "sample"

@@ -181,15 +181,10 @@ class _Interruption:
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._mission: Mission | None = None
-        self.reason = ""
+        self._reason = ""
         self.scope = anyio.CancelScope()
-
-    def attach(self, mission: Mission) -> None:
-        """Name the mission that is to be stopped; what came before counts too."""
-        self._mission = mission
-        if self.reason:
-            mission.stop(self.reason)
+        """Around everything; cancelled when there is no mission yet that could be stopped."""
+        self.mission: Mission | None = None
 
     async def watch(self, *, task_status: TaskStatus[None]) -> None:
         """Wait for signals until cancelled."""
@@ -199,15 +194,15 @@ class _Interruption:
                 self._handle(number)
 
     def _handle(self, number: signal.Signals) -> None:
-        if self.reason:
+        if self._reason:
             self._tell("orchestra: exiting at once")
             _exit_at_once()
-        self.reason = f"interrupted by {number.name}"
+        self._reason = f"interrupted by {number.name}"
         self._tell("orchestra: stopping every session; once more to exit at once")
-        if self._mission is None:
+        if self.mission is None:
             self.scope.cancel()
         else:
-            self._mission.stop(self.reason)
+            self.mission.stop(self._reason)
 
 
 def _exit_at_once() -> NoReturn:
@@ -244,12 +239,10 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
                 plan=job.plan,
                 agents=job.agents,
                 settings=job.settings,
+                listener=progress.handle,
             ) as mission:
-                interruption.attach(mission)
-                events = mission.events()
+                interruption.mission = mission
                 async with background_tasks() as showing:
                     showing.start_soon(progress.run)
-                    async for event in events:
-                        progress.handle(event)
-                return await mission.wait_finished()
+                    return await mission.wait_finished()
     raise KeyboardInterrupt

@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestra.testing.clock import settle, virtual_time_options
     from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
-    from orchestra.testing.model_script import (
-        CutStream,
-        Failure,
-        Hang,
-        InvalidChunk,
-        ModelRequest,
-        Reply,
-        Rule,
-        Step,
-        ToolCall,
-        Usage,
-        agent_of,
-    )
+    from orchestra.testing.model_script import ModelRequest, Rule, agent_of
     from orchestra.testing.model_server import (
         ScriptedModel,
         ScriptedModelStatistics,
         UnmatchedRequest,
+    )
+    from orchestra.testing.model_steps import (
+        CutStream,
+        Failure,
+        Hang,
+        InvalidChunk,
+        Reply,
+        Step,
+        ToolCall,
+        Usage,
     )
     from orchestra.testing.schedule import (
         Action,
@@ -65,22 +63,22 @@ __all__ = (
 _HOMES = {
     "SESSION_CHECKS": "orchestra.testing.contract",
     "Action": "orchestra.testing.schedule",
-    "CutStream": "orchestra.testing.model_script",
-    "Failure": "orchestra.testing.model_script",
-    "Hang": "orchestra.testing.model_script",
-    "InvalidChunk": "orchestra.testing.model_script",
+    "CutStream": "orchestra.testing.model_steps",
+    "Failure": "orchestra.testing.model_steps",
+    "Hang": "orchestra.testing.model_steps",
+    "InvalidChunk": "orchestra.testing.model_steps",
     "Job": "orchestra.testing.schedule",
     "ModelRequest": "orchestra.testing.model_script",
-    "Reply": "orchestra.testing.model_script",
+    "Reply": "orchestra.testing.model_steps",
     "Rule": "orchestra.testing.model_script",
     "ScheduleStep": "orchestra.testing.schedule",
     "ScriptedFailure": "orchestra.testing.schedule",
     "ScriptedModel": "orchestra.testing.model_server",
     "ScriptedModelStatistics": "orchestra.testing.model_server",
-    "Step": "orchestra.testing.model_script",
-    "ToolCall": "orchestra.testing.model_script",
+    "Step": "orchestra.testing.model_steps",
+    "ToolCall": "orchestra.testing.model_steps",
     "UnmatchedRequest": "orchestra.testing.model_server",
-    "Usage": "orchestra.testing.model_script",
+    "Usage": "orchestra.testing.model_steps",
     "agent_of": "orchestra.testing.model_script",
     "check_session_backend": "orchestra.testing.contract",
     "play": "orchestra.testing.schedule",
