@@ -161,9 +161,11 @@ class Play:
         elif job is None:
             return
         elif thing.what == "cancel":
-            may_hurry = job not in self.model.holders  # a holder gives back when it runs
+            # What a cancelled task makes room for is granted when it runs, and not before.
+            holders = dict(self.model.holders)
             self.cancellers[job]()
             self.model.leave(job)
+            may_hurry = holders == self.model.holders
         elif job in self.tokens and job in self.model.holders:
             self.tokens[job].release()
             self.model.leave(job)
