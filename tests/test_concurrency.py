@@ -129,7 +129,7 @@ def test_wrong_limits_are_refused(limit: int) -> None:
     """A limit that lets nobody in is refused at construction, by name."""
     with pytest.raises(ValueError, match="'worker'"):
         ConcurrencyController({"worker": limit})
-    with pytest.raises(ValueError, match="'default'"):
+    with pytest.raises(ValueError, match="default must be at least 1"):
         ConcurrencyController(default=limit)
 
 

@@ -207,6 +207,12 @@ class BreakerMachine(RuleBasedStateMachine):
     def fail_with_retry_after(self, permits: tuple[int, int], retry_after: float) -> None:
         self.end(permits, FAILED, retry_after)
 
+    @rule(waits=st.lists(st.sampled_from([0.0, 2.0, 30.0]), min_size=2, max_size=4))
+    def fail_in_a_row_with_retry_after(self, waits: list[float]) -> None:
+        for retry_after in waits:
+            if permits := self.admit():
+                self.end(permits, FAILED, retry_after)
+
     @rule(permits=consumes(permits))
     def cancel(self, permits: tuple[int, int]) -> None:
         self.end(permits, None)
@@ -428,7 +434,7 @@ def test_planted_bug_is_caught(mutant: Mutant) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=1500,
+                max_examples=4000,
                 derandomize=True,
                 database=None,
                 deadline=None,
