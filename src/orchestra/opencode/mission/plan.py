@@ -139,7 +139,7 @@ class MissionSettings:
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
     command_timeout: float = field(default=300.0, validator=validators.gt(0))
-    turn_timeout: float = field(default=1800.0, validator=validators.gt(0))
+    turn_timeout: float = field(default=600.0, validator=validators.gt(0))
     deadline: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
