@@ -65,6 +65,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def native(session: nox.Session) -> None:
+    """The C sources: generated files, and stress for longer under sanitizers and with mutants."""
+    install(session, "tests")
+    session.run("python", "-m", "orchestra._native.generate", "--check")
+    session.run("pytest", "tests/stealing", *session.posargs, env={"ORCHESTRA_STRESS": "20"})
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Which lines and branches the tests reach."""
     install(session, "tests")

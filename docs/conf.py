@@ -34,6 +34,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(anyio|attrs?|collections|pathlib|types|typing|os|enum|contextlib|abc|re)\..*"),
     (r"py:.*", r"(Path|Any|Self|TracebackType|PathLike|Enum|ABC|TypeAlias)"),
     (r"py:.*", r"(Async)?(Iterator|Iterable|Generator)|Mapping|Callable|Awaitable|Sequence"),
+    (r"py:.*", r"(threading|concurrent\.futures)\..*|orchestra\.\w+\.[TRD]|Future"),
     (r"py:.*", r"AbstractAsyncContextManager|AsyncContextManagerMixin|CapacityLimiter|TaskGroup"),
     (
         r"py:.*",
@@ -42,7 +43,12 @@ nitpick_ignore_regex = [
 ]
 
 # What only factories make: how it is constructed is nobody's business.
-FROM_FACTORIES = {"orchestra.Turn", "orchestra.ConcurrencyToken"}
+FROM_FACTORIES = {
+    "orchestra.ConcurrencyToken",
+    "orchestra.Stealer",
+    "orchestra.TaskScope",
+    "orchestra.Turn",
+}
 
 
 def hide_private_constructor(*arguments: Any) -> tuple[str, None] | None:

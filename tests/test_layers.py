@@ -21,6 +21,9 @@ LAYERS = {
     "orchestra._lease": 2,
     "orchestra._listeners": 2,
     "orchestra._waiting": 2,
+    "orchestra._groups": 2,
+    "orchestra._native": 1,
+    "orchestra._scheduler": 2,
     "orchestra.background": 2,
     "orchestra.breaker": 2,
     "orchestra.bulkhead": 2,
@@ -29,6 +32,9 @@ LAYERS = {
     "orchestra.pressure": 2,
     "orchestra.processes": 2,
     "orchestra.retry": 2,
+    "orchestra.scopes": 2,
+    "orchestra.stealing": 2,
+    "orchestra.workers": 2,
     "orchestra.sessions": 3,
     "orchestra.stores": 3,
     "orchestra.opencode": 4,
@@ -152,6 +158,15 @@ PURE = [
 def test_pure_cores_know_no_clock_and_no_io(name: str) -> None:
     """A pure core imports no loop, clock, randomness, thread, process, file or socket."""
     assert not [found for found in imports(name) if found.top in SANS_IO]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not is_within(n, "orchestra._native")])
+def test_one_module_knows_the_c_boundary(name: str) -> None:
+    """Only `orchestra.stealing` imports the extension's package, and nothing imports cffi."""
+    for found in imports(name):
+        is_boundary = is_within(found.module, "orchestra._native")
+        assert not is_boundary or name == "orchestra.stealing", f"{name}:{found.line}"
+        assert found.top != "cffi", f"{name}:{found.line}"
 
 
 @pytest.mark.parametrize("name", list(MODULES))

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from orchestra.pressure import MemoryPressure, MemoryReading
     from orchestra.processes import CommandOutput, run_command
     from orchestra.retry import Backoff, BudgetStatistics, Retry, RetryBudget, RetryStatistics
+    from orchestra.scopes import TaskScope
     from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
+    from orchestra.stealing import DequeStatistics, Stealer, WorkStealingDeque, scan_files
+    from orchestra.workers import WorkerStatistics, WorkStealingPool, WorkStealingStatistics
 
 __all__ = (
     "AIMD",
@@ -66,6 +69,7 @@ __all__ = (
     "ConcurrencyController",
     "ConcurrencyStatistics",
     "ConcurrencyToken",
+    "DequeStatistics",
     "EmbeddedAgent",
     "EmbeddedBackend",
     "FailureRate",
@@ -86,14 +90,21 @@ __all__ = (
     "RetryStatistics",
     "Session",
     "SessionBackend",
+    "Stealer",
     "Streak",
+    "TaskScope",
     "Timeout",
     "TimeoutStatistics",
     "Turn",
+    "WorkStealingDeque",
+    "WorkStealingPool",
+    "WorkStealingStatistics",
+    "WorkerStatistics",
     "__version__",
     "background_tasks",
     "deny_all",
     "run_command",
+    "scan_files",
 )
 
 _HOMES = {
@@ -112,6 +123,7 @@ _HOMES = {
     "ConcurrencyController": "orchestra.concurrency",
     "ConcurrencyStatistics": "orchestra.concurrency",
     "ConcurrencyToken": "orchestra.concurrency",
+    "DequeStatistics": "orchestra.stealing",
     "EmbeddedAgent": "orchestra.sessions.embedded",
     "EmbeddedBackend": "orchestra.sessions.embedded",
     "FailureRate": "orchestra.breaker",
@@ -132,13 +144,20 @@ _HOMES = {
     "RetryStatistics": "orchestra.retry",
     "Session": "orchestra.abc",
     "SessionBackend": "orchestra.abc",
+    "Stealer": "orchestra.stealing",
     "Streak": "orchestra.concurrency",
+    "TaskScope": "orchestra.scopes",
     "Timeout": "orchestra.pipeline",
     "TimeoutStatistics": "orchestra.pipeline",
     "Turn": "orchestra.sessions.embedded",
+    "WorkStealingDeque": "orchestra.stealing",
+    "WorkStealingPool": "orchestra.workers",
+    "WorkStealingStatistics": "orchestra.workers",
+    "WorkerStatistics": "orchestra.workers",
     "background_tasks": "orchestra.background",
     "deny_all": "orchestra.abc",
     "run_command": "orchestra.processes",
+    "scan_files": "orchestra.stealing",
 }
 
 
