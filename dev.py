@@ -52,6 +52,8 @@ def main(argv: list[str]) -> int:
             raise SetupError(f"this is Python {version}; run dev.py with Python 3.11 or newer")
         if options.command == "demo":
             scripts = prepare(venv, extra="cli")
+            # The mission's commands say python3: that shall be this one, and not an older one.
+            os.environ["PATH"] = os.pathsep.join([str(scripts), os.environ.get("PATH", os.defpath)])
             return run([str(scripts / "orchestra"), "run", DEMO, *rest])
         if options.command == "install":
             if rest:

@@ -120,6 +120,18 @@ def test_environment_is_installed_once(dev: ModuleType, tmp_path: Path) -> None:
     assert installs() == 3
 
 
+def test_demo_runs_the_mission_with_its_own_python(
+    dev: ModuleType, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The demo runs the example with more arguments, and python3 is that of the environment."""
+    program(tmp_path / "venv/bin/python", "exit 0")
+    program(tmp_path / "venv/bin/python3", 'echo "own python3"')
+    program(tmp_path / "venv/bin/orchestra", 'echo "$@"; python3; exit 1')
+    assert dev.main(["--venv", str(tmp_path / "venv"), "demo", "--json"]) == 1
+    assert capfd.readouterr().out.splitlines()[-2:] == [f"run {dev.DEMO} --json", "own python3"]
+    assert (ROOT / dev.DEMO).is_file()
+
+
 def test_failed_install_is_tried_again(
     dev: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

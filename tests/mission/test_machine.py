@@ -612,3 +612,10 @@ def test_warnings_are_told_and_kept() -> None:
     driver.answer(Role.COMMANDER, "")
     told = [command.message for command in driver.log if isinstance(command, Warn)]
     assert tuple(told) == driver.machine.warnings
+
+
+@pytest.mark.parametrize("limits", [{"wroker": 2}, {"worker": 0}, {"worker": True}])
+def test_limits_are_checked(limits: dict[str, int]) -> None:
+    """A limit that would not count is refused, by its name."""
+    with pytest.raises(ValueError, match="limits"):
+        MissionSettings(limits=limits)

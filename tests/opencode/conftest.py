@@ -37,6 +37,14 @@ def answer_by_prompt(request: ModelRequest) -> Reply:
     return Reply(request.prompt)
 
 
+def delegate(request: ModelRequest) -> str | ToolCall:
+    """Have the agent that the prompt names do the work."""
+    if request.step > 0:
+        return "delegated"
+    task = {"description": "work", "prompt": "do it", "subagent_type": request.prompt}
+    return ToolCall("task", task)
+
+
 RULES = (
     Rule(agent="echo", answer=answer_by_prompt),
     Rule(agent="slow", answer=Hang("some text, then nothing", times=None)),
@@ -47,6 +55,17 @@ RULES = (
     ),
     Rule(agent="ask", answer=answer_after_ask),
     Rule(agent="empty", answer=""),
+    Rule(agent="limited", answer=[Failure(429, "slow down", retry_after=0.2), "at last"]),
+    Rule(agent="parked", answer=Failure(429, "much slower", retry_after=300, times=None)),
+    Rule(agent="cut", answer=Reply("cut off here", finish="length")),
+    Rule(
+        agent="noise",
+        answer=[
+            ToolCall("bash", {"command": r"printf 'a\377\376b'", "description": "Noise"}),
+            "Ok.",
+        ],
+    ),
+    Rule(agent="boss", answer=delegate),
 )
 
 AGENTS = (
@@ -56,7 +75,10 @@ AGENTS = (
         prompt="You are the ask.",
         permissions=(PermissionRule(permission="bash", action="ask"),),
     ),
-    Agent("empty", prompt="You are the empty."),
+    *(
+        Agent(name, prompt=f"You are the {name}.")
+        for name in ("empty", "limited", "parked", "cut", "noise", "boss")
+    ),
 )
 
 

@@ -22,7 +22,7 @@ from orchestra.events import (
     UsageReported,
 )
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.turn import Snapshot, TurnMachine, TurnState
+from orchestra.opencode.client.turn import VAIN_STEPS, Snapshot, TurnMachine, TurnState
 
 SESSION = "ses_1"
 PROMPT = "msg_prompt"
@@ -123,6 +123,31 @@ def end_of(told: Sequence[SessionEvent]) -> Finished:
 def failed(name: str, **data: Any) -> wire.ErrorInfo:
     """An error of a run."""
     return wire.ErrorInfo(name=name, data=data)
+
+
+# --- a run that goes nowhere ---
+
+
+def test_a_model_that_never_says_anything_is_noticed() -> None:
+    """Empty model calls in a row are counted once each; a word or a tool call ends the row."""
+    machine = make_machine()
+    feed(machine, wire.SessionStatus(session_id=SESSION, status=BUSY))
+
+    def empty_steps(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            message = f"msg_{number:03}"
+            info = answer(message, finish="unknown").info
+            feed(machine, wire.MessageUpdated(session_id=SESSION, info=info))
+            part = step(f"step_{number}", 1, message)
+            feed(machine, wire.PartUpdated(part=part), wire.PartUpdated(part=part))
+
+    empty_steps(0, VAIN_STEPS - 1)
+    assert not machine.is_spinning
+    feed(machine, wire.PartUpdated(part=tool("t", "running", f"msg_{VAIN_STEPS - 2:03}")))
+    empty_steps(VAIN_STEPS, VAIN_STEPS - 1)
+    assert not machine.is_spinning
+    empty_steps(3 * VAIN_STEPS, 1)
+    assert machine.is_spinning
 
 
 # --- how a run ends ---
@@ -362,6 +387,30 @@ def test_an_event_during_a_look_asks_for_another_look() -> None:
     feed(machine, wire.SessionIdle(session_id=SESSION), now=1.5)
     machine.resolve(Snapshot(status=BUSY, messages=(user(),), is_whole=True), now=1.6, wall=0.0)
     assert machine.look_at <= 1.6
+
+
+def test_an_idle_event_spares_asking_for_the_status() -> None:
+    """The event is the status, unless the message says that the run may still go on."""
+    machine = make_machine()
+    assert machine.needs_status
+    feed(machine, begin(), wire.SessionIdle(session_id=SESSION))
+    assert not machine.needs_status
+    between = Snapshot(
+        status=None,
+        messages=(user(), answer("msg_a", finish="tool-calls")),
+        is_whole=True,
+        is_status_known=False,
+    )
+    assert resolve(machine, between, now=1.1) == []
+    assert machine.look_at <= 1.1
+    assert machine.needs_status
+    machine.abort(now=1.1)
+    feed(machine, wire.SessionIdle(session_id=SESSION), now=1.2)
+    nothing = Snapshot(status=None, messages=(user(),), is_whole=True, is_status_known=False)
+    assert resolve(machine, nothing, now=1.2) == []
+    feed(machine, wire.SessionIdle(session_id=SESSION), now=1.2)
+    machine.lose_events(now=1.2)
+    assert machine.needs_status
 
 
 def test_a_message_that_is_closed_is_looked_at_without_delay() -> None:
@@ -695,10 +744,13 @@ def drive(run: Run, order: Sequence[int], *, is_told: bool) -> list[SessionEvent
 
     def look(now: float) -> None:
         truth = run.snapshots[reached]
+        shown = Snapshot(
+            status=truth.status if machine.needs_status else None,
+            messages=truth.messages if machine.needs_whole else truth.messages[-1:],
+            is_whole=machine.needs_whole,
+            is_status_known=machine.needs_status,
+        )
         machine.begin_look()
-        shown = truth
-        if not machine.needs_whole:
-            shown = Snapshot(status=truth.status, messages=truth.messages[-1:], is_whole=False)
         told.extend(machine.resolve(shown, now=now, wall=0.0))
 
     now = 0.0

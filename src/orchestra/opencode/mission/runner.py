@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from orchestra.errors import (
 )
 from orchestra.events import (
     Finished,
-    FinishReason,
     PermissionAsked,
     QuestionAsked,
     RetryScheduled,
@@ -34,10 +33,10 @@ from orchestra.events import (
     ToolStatus,
     TurnError,
     Usage,
+    UsageReported,
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
-from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -71,6 +70,7 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport, Span, TaskState
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.todo import render_todo, write_todo
+from orchestra.opencode.mission.turn import Turn
 
 __all__ = ("Mission", "MissionStatistics", "run_mission")
 
@@ -329,25 +329,16 @@ class Mission(AsyncContextManagerMixin):
     # --- agents ---
 
     async def _ask(self, ask: Ask) -> None:
-        queued = self._now()
+        turn = Turn(queued=self._now())
         if ask.delay:
             await anyio.sleep(ask.delay)
         async with self._controller.lease(ask.role.value):
-            started = self._now()
+            turn.started = self._now()
             self._post(WorkStarted(ticket=ask.ticket))
-            finished, session_id = await self._take_turn(ask)
-        self._timeline.append(
-            Span(
-                name=ask.role.value,
-                task_id=ask.task_id,
-                round=ask.round,
-                queued=queued,
-                started=started,
-                ended=self._now(),
-                outcome=_outcome(ask.role, finished),
-                session_id=session_id,
-            )
-        )
+            try:
+                turn.finished = finished = await self._take_turn(ask, turn)
+            finally:
+                self._end_turn(ask, turn)
         self._post(
             AgentAnswered(
                 ticket=ask.ticket,
@@ -359,42 +350,34 @@ class Mission(AsyncContextManagerMixin):
             )
         )
 
-    async def _take_turn(self, ask: Ask) -> tuple[Finished, str]:
-        """Run one turn to its end, whatever that is; returns its end and the session's id."""
-        session_id = ""
+    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
+        """Run one turn to its end, whatever that is."""
         try:
-            session = self._sessions.get(ask.session)
-            if session is None:
-                session = self._sessions[ask.session] = await self._open(ask)
-            session_id = session.id
-            self._publish(
-                TurnStarted(
-                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session_id
-                )
-            )
-            self._turns_running += 1
-            try:
-                finished = await self._stream(session, ask)
-            finally:
-                self._turns_running -= 1
-                self._counts["turns"] += 1
+            with anyio.move_on_after(self._settings.turn_timeout):
+                return await self._prompt(ask, turn)
+            message = f"no answer within {self._settings.turn_timeout:g} s"
+            return turn.cut_off(TurnError(name="TimeoutError", message=message))
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            finished = as_finished(exc, session_id)
+            return as_finished(exc, turn.session_id)
         except Exception as exc:
             _logger.exception("the backend failed in a way its contract does not know")
-            finished = as_finished(exc, session_id)
-        self._usage += finished.usage
+            return as_finished(exc, turn.session_id)
+
+    def _end_turn(self, ask: Ask, turn: Turn) -> None:
+        """Write down what a turn was, also one that the mission's end cut off."""
+        turn.finished = turn.finished or turn.cut_off()
+        self._usage += turn.finished.usage
+        self._timeline.append(turn.span(ask, ended=self._now()))
         self._publish(
             TurnFinished(
                 at=self._now(),
                 role=ask.role,
                 task_id=ask.task_id,
-                session_id=session_id,
-                outcome=finished.reason.value,
-                cost=finished.usage.cost,
+                session_id=turn.session_id,
+                outcome=turn.finished.reason.value,
+                cost=turn.finished.usage.cost,
             )
         )
-        return finished, session_id
 
     async def _open(self, ask: Ask) -> Session:
         agent = self._agents.get(ask.role)
@@ -410,20 +393,29 @@ class Mission(AsyncContextManagerMixin):
             },
         )
 
-    async def _stream(self, session: Session, ask: Ask) -> Finished:
-        with anyio.move_on_after(self._settings.turn_timeout):
-            return await session.prompt(ask.message, listener=partial(self._on_session_event, ask))
-        seconds = self._settings.turn_timeout
-        return Finished(
-            session_id=session.id,
-            reason=FinishReason.ABORTED,
-            error=TurnError(name="TimeoutError", message=f"no answer within {seconds:g} s"),
+    async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
+        session = self._sessions.get(ask.session)
+        if session is None:
+            session = self._sessions[ask.session] = await self._open(ask)
+        turn.session_id = session.id
+        self._publish(
+            TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
         )
+        self._turns_running += 1
+        try:
+            return await session.prompt(
+                ask.message, listener=partial(self._on_session_event, ask, turn)
+            )
+        finally:
+            self._turns_running -= 1
+            self._counts["turns"] += 1
 
-    def _on_session_event(self, ask: Ask, event: SessionEvent) -> None:
+    def _on_session_event(self, ask: Ask, turn: Turn, event: SessionEvent) -> None:
         if isinstance(event, ToolCalled):
             if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
                 self._counts["tool_calls"] += 1
+        elif isinstance(event, UsageReported):
+            turn.usage += event.usage
         elif isinstance(event, PermissionAsked):
             self._counts["permissions"] += 1
             if not event.reply.is_allowed:
@@ -476,6 +468,10 @@ class Mission(AsyncContextManagerMixin):
                 await session.aclose()
             except (OrchestraError, OSError) as exc:
                 _logger.warning("session %s could not be closed: %s", session.id, exc)
+            except Exception:
+                _logger.exception(
+                    "session %s failed in a way its contract does not know", session.id
+                )
 
     async def _close_sessions(self) -> None:
         sessions = list(self._sessions.values())
@@ -548,14 +544,6 @@ class Mission(AsyncContextManagerMixin):
             warnings=(*self._machine.warnings, *self._warnings),
             statistics={**self._counts, "retries": self._machine.retries},
         )
-
-
-def _outcome(role: Role, finished: Finished) -> str:
-    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
-    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
-        with suppress(VerdictError):
-            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
-    return finished.reason.value
 
 
 async def run_mission(

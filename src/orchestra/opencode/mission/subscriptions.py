@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -51,7 +52,8 @@ class _Subscription:
         while not self._events:
             if self._is_ended:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
+            if self._wake.is_set():  # otherwise somebody waits for it
+                self._wake = anyio.Event()
             await self._wake.wait()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
@@ -68,7 +70,8 @@ class Subscriptions:
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self._capacity = capacity
-        self._readers: list[_Subscription] = []
+        # A feed that nobody holds any more is not filled any more.
+        self._readers: weakref.WeakSet[_Subscription] = weakref.WeakSet()
         self._last: MissionFinished | None = None
         self._is_ended = False
 
@@ -99,5 +102,5 @@ class Subscriptions:
         if self._is_ended:
             reader.end()
         else:
-            self._readers.append(reader)
+            self._readers.add(reader)
         return reader
