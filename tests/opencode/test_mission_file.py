@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
         "deadline": 60.0,
         "retry_delay": 0.5,
         "todo_file": "",
+        "evidence": False,
     },
     "acceptance": {"commands": ["python3 -m unittest -q"], "allow": [["pytest", "*"]]},
     "tasks": [
@@ -109,6 +110,7 @@ def test_every_key_is_read(folder: Path) -> None:
         deadline=60.0,
         retry_delay=0.5,
         todo_file=None,
+        has_evidence=False,
     )
     assert mission.plan is not None
     first, second = mission.plan.tasks

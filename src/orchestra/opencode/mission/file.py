@@ -220,6 +220,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         deadline=rules.seconds("deadline", 0.0) or None,
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
+        has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
     )
     rules.close()
 

@@ -132,6 +132,9 @@ class MissionSettings:
         deadline: Seconds that the whole mission may take; None: no limit.
         retry_delay: Seconds before a failed turn is tried again; doubled each time, at most 60.
         todo_file: Where the plan is written, relative to the workspace; None: nowhere.
+        has_evidence: Whether the workspace is looked at before and after the mission, so that the
+            report tells which files changed, and what in them does not parse or looks like a
+            secret.
     """
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
@@ -143,6 +146,7 @@ class MissionSettings:
     deadline: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
+    has_evidence: bool = True
 
     def permits(self, argv: Sequence[str]) -> bool:
         """Whether acceptance may run this command line: ``acceptance`` names it, or ``allow`` does.

@@ -49,6 +49,7 @@ from orchestra.opencode.mission.events import (
     TurnStarted,
     WarningRaised,
 )
+from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.failures import as_finished
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
@@ -67,7 +68,13 @@ from orchestra.opencode.mission.orders import (
     WorkStarted,
 )
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
-from orchestra.opencode.mission.report import MissionOutcome, MissionReport, Span, TaskState
+from orchestra.opencode.mission.report import (
+    Evidence,
+    MissionOutcome,
+    MissionReport,
+    Span,
+    TaskState,
+)
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.todo import render_todo, write_todo
 from orchestra.opencode.mission.turn import Turn
@@ -150,6 +157,7 @@ class Mission(AsyncContextManagerMixin):
         self._machine = MissionMachine(self._goal, settings=self._settings, plan=plan)
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._witness = Witness(self._directory, skipped=[self._settings.todo_file or ""])
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._sessions: dict[str, Session] = {}
@@ -164,7 +172,6 @@ class Mission(AsyncContextManagerMixin):
         self._started_at = ""
         self._is_entered = False
         self._warnings: list[str] = []
-        # Work comes back in the mission's own tasks only, so a queue and an event are enough.
         self._inbox: deque[Event] = deque()
         self._has_mail = anyio.Event()
 
@@ -272,6 +279,8 @@ class Mission(AsyncContextManagerMixin):
                 if self._settings.deadline is not None:
                     work.start_soon(self._keep_deadline, self._settings.deadline)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
+                if self._settings.has_evidence:
+                    await self._witness.begin()
                 commands = self._machine.start()
                 while finish is None:
                     for command in commands:
@@ -283,8 +292,11 @@ class Mission(AsyncContextManagerMixin):
             with anyio.CancelScope(shield=True):
                 await self._close_sessions()
                 await self._write_todo()
+                evidence = None if finish is None else await self._witness.end()
+            for warning in self._witness.warnings:
+                self._warn(warning)
             if finish is not None:
-                self._report = self._make_report(finish)
+                self._report = self._make_report(finish, evidence)
                 self._publish(MissionFinished(at=self._now(), report=self._report))
             self._finished.set()
 
@@ -528,7 +540,7 @@ class Mission(AsyncContextManagerMixin):
             self._warnings.append(message)
             self._publish(WarningRaised(at=self._now(), message=message))
 
-    def _make_report(self, finish: Finish) -> MissionReport:
+    def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
         return MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -542,6 +554,7 @@ class Mission(AsyncContextManagerMixin):
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
+            evidence=evidence,
             statistics={**self._counts, "retries": self._machine.retries},
         )
 
