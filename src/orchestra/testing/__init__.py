@@ -1,4 +1,4 @@
-"""The public test kit: a scripted model, and the contracts that backends are proved against."""
+"""The public test kit: a scripted model, and the contracts that backends and stores keep."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         ScriptedModelStatistics,
         UnmatchedRequest,
     )
+    from orchestra.testing.stores import STORE_CHECKS, check_store
 
 __all__ = (
     "SESSION_CHECKS",
+    "STORE_CHECKS",
     "CutStream",
     "Failure",
     "Hang",
@@ -43,10 +45,12 @@ __all__ = (
     "Usage",
     "agent_of",
     "check_session_backend",
+    "check_store",
 )
 
 _HOMES = {
     "SESSION_CHECKS": "orchestra.testing.contract",
+    "STORE_CHECKS": "orchestra.testing.stores",
     "CutStream": "orchestra.testing.model_script",
     "Failure": "orchestra.testing.model_script",
     "Hang": "orchestra.testing.model_script",
@@ -62,6 +66,7 @@ _HOMES = {
     "Usage": "orchestra.testing.model_script",
     "agent_of": "orchestra.testing.model_script",
     "check_session_backend": "orchestra.testing.contract",
+    "check_store": "orchestra.testing.stores",
 }
 
 
