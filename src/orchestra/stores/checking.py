@@ -24,7 +24,8 @@ def check_file(database: Database, name: str, anchors: Mapping[int, str]) -> Ver
     with database.reading():
         (verdict,) = sql.execute("PRAGMA quick_check(1)").fetchone()
         revision, _, digest = database.head(name)
-        fault = (0, f"the file is damaged: {verdict}") if verdict != "ok" else None
+        said = " ".join(verdict.split())
+        fault = (0, f"the file is damaged: {said}") if verdict != "ok" else None
         if fault is None:
             links = database.links(name, 0, -1)
             newest = sql.execute(
@@ -74,10 +75,16 @@ def _find_body_fault(
         digest = wanted.pop((key, revision))
         if schema is not None and body is None:
             found.append((revision, f"the value of {key!r} in revision {revision} is missing"))
-        elif digest != (None if schema is None else body_digest(schema, bytes(body))):
+        elif digest != _digest(schema, body):
             found.append((revision, f"the value of {key!r} in revision {revision} was altered"))
     found.extend(
         (revision, f"the value of {key!r} in revision {revision} is missing")
         for key, revision in wanted
     )
     return min(found, default=None)
+
+
+def _digest(schema: int | None, body: object) -> str | None:
+    if schema is None:
+        return None
+    return body_digest(schema, body) if isinstance(body, bytes) else "not even bytes"

@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
+_MAX_LAG: Final = 100
+"""Revisions that what is told to other processes lags behind, so that not each commit tells."""
+
 _MAX_GROUP: Final = 256
 """Commits that share one write transaction at most, so that the first does not wait for long."""
 
@@ -85,6 +88,7 @@ class _SQLiteEngine(StoreEngine):
         self._lock = threading.Lock()
         self._pins: dict[Pin, None] = {}
         self._shown: dict[str, int] = {}
+        self._showing: Job[None] | None = None
 
     @property
     def groups(self) -> int:
@@ -179,8 +183,8 @@ class _SQLiteEngine(StoreEngine):
             if pin.namespace == name and pin.revision is not None
         ]
 
-    def _show(self) -> None:
-        """Inside a write transaction: tell others from where on we read, when that has moved.
+    def _show(self, lag: int = _MAX_LAG) -> None:
+        """Inside a write transaction: tell others from where on we read, when that is far behind.
 
         Called before the transaction writes: no pin gets a revision that is older than the
         current one, which is what the reader's thread sees until the commit.
@@ -188,9 +192,22 @@ class _SQLiteEngine(StoreEngine):
         for name, shown in self._shown.items():
             with self._lock:
                 oldest = min([self._write.revision(name), *self._pinned(name)])
-            if oldest > shown:
+            if oldest > shown + lag:
                 self._write.show(name, self._owner, oldest)
                 self._shown[name] = oldest
+
+    def _show_later(self, pin: Pin) -> None:
+        """Have it told, without waiting for it, by one who reads and never commits."""
+        shown = self._shown.get(pin.namespace)
+        if shown is None or pin.revision is None or pin.revision <= shown + 2 * _MAX_LAG:
+            return
+        if self._showing is None or self._showing.finished.is_set():
+            self._showing = Job(self._show_now)
+            self._open_worker(self._writer).submit(self._showing)
+
+    def _show_now(self) -> None:
+        with self._write.writing("show"):
+            self._show()
 
     def _introduce(self, name: str) -> None:
         """Say that we are going to read a namespace: once, before the first pin on it."""
@@ -250,7 +267,9 @@ class _SQLiteEngine(StoreEngine):
         await self._get_ready(pin)
         if revision is not None:
             return await self._on_writer(lambda: self._settle_at(pin, revision))
-        return await self._on_reader(lambda: self._settle(pin))
+        settled = await self._on_reader(lambda: self._settle(pin))
+        self._show_later(pin)
+        return settled
 
     async def read(self, pin: Pin, key: str) -> Stored | None:
         await self._get_ready(pin)
@@ -328,7 +347,7 @@ class _SQLiteEngine(StoreEngine):
                     write.forget(owner)
                     remove_traces(self._path, owner)
             others.pop(self._owner, None)
-            self._show()
+            self._show(0)
             with self._lock:
                 pinned = self._pinned(name)
             return write.compact(name, min([wanted, *pinned, *others.values()]))
