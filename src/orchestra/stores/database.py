@@ -230,6 +230,7 @@ class Database(StoreFile):
             previous, created, version, is_there = self._last(namespace, key)
             if body is None and not is_there:
                 continue
+            previous = previous if is_there else 0
             self.fault("version")
             if isinstance(body, Body):
                 made = created if is_there else revision

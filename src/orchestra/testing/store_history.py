@@ -195,6 +195,7 @@ async def check_history(store: MVCCStore) -> None:
     expect(records[2].transaction_id == tx.id, "the journal does not name the transaction")
     digests = {r.revision: {c.key: c.digest for c in r.changes} for r in records}
     expect(digests[1]["a"] == digests[2]["b"], "equal values have different digests")
+    expect(records[3].changes[0].previous == 0, "a key that was made again has a value before")
     expect(digests[3]["a"] is None and digests[3]["c"], "a deletion's record is wrong")
     expect(all(a.time <= b.time for a, b in pairwise(records)), "times")
     expect(list(await store.journal(2, limit=1)) == [records[2]], "a part of it reads differently")
