@@ -385,7 +385,7 @@ class MVCCStore(ABC):
 
         Returns:
             The oldest revision that can be read now: not newer than any snapshot or transaction
-            that is under way, here or in another process.
+            that is under way, here or in another process (whose reads may be known with a lag).
 
         Raises:
             ValueError: The revision does not exist yet.

@@ -273,17 +273,21 @@ class _SQLiteEngine(StoreEngine):
 
     async def read(self, pin: Pin, key: str) -> Stored | None:
         await self._get_ready(pin)
-        return await self._on_reader(
+        found = await self._on_reader(
             lambda: self._look(pin, lambda revision: self._read.read(pin.namespace, key, revision))
         )
+        self._show_later(pin)
+        return found
 
     async def scan(self, pin: Pin, prefix: str) -> Sequence[tuple[str, Stored]]:
         await self._get_ready(pin)
-        return await self._on_reader(
+        found = await self._on_reader(
             lambda: self._look(
                 pin, lambda revision: self._read.scan(pin.namespace, prefix, revision)
             )
         )
+        self._show_later(pin)
+        return found
 
     async def commit(
         self, namespace: str, footprint: Footprint, *, author: str, transaction_id: str
