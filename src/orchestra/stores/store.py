@@ -197,16 +197,13 @@ class EngineStore(MVCCStore):
 
         attempts = Transacting(
             begin,
+            counters=self._counters,
             lines=self._lines,
             contention=self._shared.contention,
             random=self._shared.random,
             merge=self._merge,
         )
-        try:
-            return await attempts.run(lambda tx: fn(tx, *args, **kwargs))
-        finally:
-            self._counters.tickets += attempts.tickets
-            self._counters.merges += attempts.merges
+        return await attempts.run(lambda tx: fn(tx, *args, **kwargs))
 
     async def get(self, key: str, default: Any = None) -> Any:
         async with self.transaction() as tx:

@@ -13,7 +13,7 @@ from orchestra.errors import AmbiguousCommitError, CompactedError, ConflictError
 from orchestra.revisions import Contention
 from orchestra.storage import Merge, Transaction
 from orchestra.stores.lines import Lines, Place
-from orchestra.stores.transaction import EngineTransaction
+from orchestra.stores.transaction import Counters, EngineTransaction
 
 __all__ = ("Transacting",)
 
@@ -27,6 +27,7 @@ class Transacting:
     Args:
         begin: Makes a transaction; with True it queues up for the key that it reads first, when
             others do.
+        counters: What is counted.
         lines: The namespace's lines.
         contention: The rules.
         random: Makes jitter.
@@ -37,20 +38,20 @@ class Transacting:
         self,
         begin: Callable[[bool], EngineTransaction],
         *,
+        counters: Counters,
         lines: Lines,
         contention: Contention,
         random: Random,
         merge: Merge | None,
     ) -> None:
         self._begin = begin
+        self._counters = counters
         self._lines = lines
         self._contention = contention
         self._random = random
         self._merge = merge
         self._conflicts = 0
         self._last: ConflictError | None = None
-        self.tickets = 0
-        self.merges = 0
 
     async def run(self, fn: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run the function, commit, and do that again while there are conflicts.
@@ -67,7 +68,7 @@ class Transacting:
                     if exc is not self._last or self._conflicts >= self._contention.attempts:
                         raise
                     if place is None and self._conflicts >= self._contention.ticket_after:
-                        self.tickets += 1
+                        self._counters.tickets += 1
                         place = await self._lines.join(exc.keys[0])
                         continue
                     # With a place at the head only other processes can still be in the way.
@@ -137,5 +138,5 @@ class Transacting:
         except BaseException:
             merged.end()
             raise
-        self.merges += 1
+        self._counters.merges += 1
         return merged

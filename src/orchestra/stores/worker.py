@@ -120,6 +120,8 @@ class Worker:
         self._queue.put(None)
         with anyio.move_on_after(patience, shield=True):
             await self._ended.wait()
+            # It has told so with its last step: there is nothing to wait for but its exit.
+            self._thread.join()
 
     def _work(self) -> None:
         is_open = True
