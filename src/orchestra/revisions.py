@@ -198,7 +198,7 @@ class Contention:
         ticket_after: After so many conflicts it waits in line instead.
     """
 
-    attempts: int = field(default=64, validator=validators.ge(1))
+    attempts: int = field(default=32, validator=validators.ge(1))
     delay: float = field(default=0.001, validator=validators.ge(0))
-    maximum_delay: float = field(default=0.1, validator=validators.ge(0))
+    maximum_delay: float = field(default=0.05, validator=validators.ge(0))
     ticket_after: int = field(default=2, validator=validators.ge(1))

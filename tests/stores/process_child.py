@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -66,8 +69,36 @@ async def compact(store: MVCCStore, revision: str) -> None:
     say(await store.compact(int(revision)))
 
 
+async def operate(store: MVCCStore, name: str, count: str) -> None:
+    """Do this and that with two registers, and print it with its moments."""
+    generator = random.Random(name)
+
+    async def swap(tx: Transaction, key: str, old: int, new: int) -> bool:
+        if await tx.get(key, 0) != old:
+            return False
+        tx.put(key, new)
+        return True
+
+    for _ in range(int(count)):
+        key, old, new = generator.choice("xy"), generator.randrange(3), generator.randrange(3)
+        kind = generator.choice(["read", "write", "swap"])
+        argument: object = None
+        result: object = None
+        called = time.monotonic_ns()
+        if kind == "read":
+            result = await store.get(key, 0)
+        elif kind == "write":
+            argument = new
+            await store.put(key, new)
+        else:
+            argument = [old, new]
+            result = await store.transact(swap, key, old, new)
+        returned = time.monotonic_ns()
+        say(json.dumps([kind, argument, result, key, called, returned]))
+
+
 COMMANDS: dict[str, Callable[..., Awaitable[None]]] = {
-    function.__name__: function for function in (add, put, claim, hold, read, compact)
+    function.__name__: function for function in (add, put, claim, hold, operate, read, compact)
 }
 
 

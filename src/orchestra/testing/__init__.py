@@ -1,4 +1,4 @@
-"""The public test kit: a scripted model, and the contracts that backends and stores keep."""
+"""The public test kit: a scripted model, the contracts of backends and stores, and a checker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
+    from orchestra.testing.linearizability import (
+        History,
+        NotLinearizableError,
+        Operation,
+        SequentialModel,
+        check_linearizable,
+    )
     from orchestra.testing.model_script import (
         CutStream,
         Failure,
@@ -33,17 +40,22 @@ __all__ = (
     "CutStream",
     "Failure",
     "Hang",
+    "History",
     "InvalidChunk",
     "ModelRequest",
+    "NotLinearizableError",
+    "Operation",
     "Reply",
     "Rule",
     "ScriptedModel",
     "ScriptedModelStatistics",
+    "SequentialModel",
     "Step",
     "ToolCall",
     "UnmatchedRequest",
     "Usage",
     "agent_of",
+    "check_linearizable",
     "check_session_backend",
     "check_store",
 )
@@ -54,17 +66,22 @@ _HOMES = {
     "CutStream": "orchestra.testing.model_script",
     "Failure": "orchestra.testing.model_script",
     "Hang": "orchestra.testing.model_script",
+    "History": "orchestra.testing.linearizability",
     "InvalidChunk": "orchestra.testing.model_script",
     "ModelRequest": "orchestra.testing.model_script",
+    "NotLinearizableError": "orchestra.testing.linearizability",
+    "Operation": "orchestra.testing.linearizability",
     "Reply": "orchestra.testing.model_script",
     "Rule": "orchestra.testing.model_script",
     "ScriptedModel": "orchestra.testing.model_server",
     "ScriptedModelStatistics": "orchestra.testing.model_server",
+    "SequentialModel": "orchestra.testing.linearizability",
     "Step": "orchestra.testing.model_script",
     "ToolCall": "orchestra.testing.model_script",
     "UnmatchedRequest": "orchestra.testing.model_server",
     "Usage": "orchestra.testing.model_script",
     "agent_of": "orchestra.testing.model_script",
+    "check_linearizable": "orchestra.testing.linearizability",
     "check_session_backend": "orchestra.testing.contract",
     "check_store": "orchestra.testing.stores",
 }
