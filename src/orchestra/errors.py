@@ -12,9 +12,11 @@ from __future__ import annotations
 __all__ = (
     "AgentNotFoundError",
     "AmbiguousCommitError",
+    "AmbiguousItemError",
     "CompactedError",
     "ConfigurationError",
     "ConflictError",
+    "ItemNotFoundError",
     "LeaseLostError",
     "MissionError",
     "ModelNotFoundError",
@@ -125,6 +127,14 @@ class MissionError(OrchestraError):
 
 class PlanError(MissionError):
     """A plan is not usable; the message names every fault."""
+
+
+class ItemNotFoundError(MissionError, LookupError):
+    """No item of the list is meant by the reference; nothing was changed."""
+
+
+class AmbiguousItemError(MissionError, LookupError):
+    """Several items of the list could be meant by the reference; nothing was changed."""
 
 
 class StoreError(OrchestraError):
