@@ -25,6 +25,9 @@ from orchestra.stores.file import StoreFile
 
 __all__ = ("Database", "Request")
 
+_MAX_KNOWN: Final = 4096
+"""Keys whose newest version is remembered while nobody else writes."""
+
 _LONG: Final = 512
 """Bodies of more bytes are kept apart from the rows, so that rows stay short."""
 
@@ -36,6 +39,7 @@ class Request(NamedTuple):
     footprint: Footprint
     author: str
     id: str
+    is_new: bool
 
 
 @final
@@ -45,9 +49,17 @@ class Database(StoreFile):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ids: dict[str, int] = {}
+        # What the last write transaction has left, which holds until somebody else writes.
+        self._heads: dict[str, tuple[int, float, bytes]] = {}
+        self._lasts: dict[tuple[int, str], tuple[int, int, int, bool]] = {}
+        self._data_version = -1
+        self._is_alone = False
 
     def forget_rows(self) -> None:
         self._ids.clear()
+        self._heads.clear()
+        self._lasts.clear()
+        self._data_version = -1
 
     # --- reading ---
 
@@ -194,6 +206,7 @@ class Database(StoreFile):
             For each its revision, 0 when it changed nothing, or its conflict.
         """
         with self.writing("group"):
+            self._look_round()
             show()
             results: list[int | ConflictError] = []
             for request in requests:
@@ -203,19 +216,27 @@ class Database(StoreFile):
                     results.append(exc)
         return results
 
+    def _look_round(self) -> None:
+        """Find out whether another connection has written; inside `writing`, so none does now."""
+        (version,) = self.sql.execute("PRAGMA data_version").fetchone()
+        self._is_alone = version == self._data_version
+        if not self._is_alone:
+            self._heads.clear()
+            self._lasts.clear()
+            self._data_version = version
+
     def _apply(self, request: Request) -> int:
         name, footprint = request.namespace, request.footprint
         namespace = self._make_namespace(name)
-        done = self.find(name, request.id)
-        if done is not None:
-            return done
-        current, last_time, digest = self.head(name)
-        sql = self.sql
-        refused = sql.execute(
-            "SELECT 1 FROM refused WHERE namespace = ? AND id = ?", (namespace, request.id)
-        ).fetchone()
-        if refused:
-            raise ConflictError((), footprint.read_revision or 0, current)
+        head = self._heads.get(name)
+        if head is None:
+            head = self._heads[name] = self.head(name)
+        current, last_time, digest = head
+        if not (request.is_new and self._is_alone):
+            done = self.find(name, request.id)
+            if done is not None:
+                return done
+            self._check_refused(namespace, request, current)
         begin = footprint.read_revision
         if begin is not None and begin != current:
             keys = footprint.conflicts(
@@ -227,33 +248,53 @@ class Database(StoreFile):
         revision = current + 1
         changes: list[tuple[str, str | None, int]] = []
         for key, body in footprint.writes.items():
-            previous, created, version, is_there = self._last(namespace, key)
-            if body is None and not is_there:
-                continue
-            previous = previous if is_there else 0
-            self.fault("version")
-            if isinstance(body, Body):
-                made = created if is_there else revision
-                count = version + 1 if is_there else 1
-                found = self._insert(namespace, key, (revision, made, count, previous), body)
-                changes.append((key, found, previous))
-            else:
-                sql.execute(
-                    "INSERT INTO versions VALUES (?, ?, ?, 0, 0, ?, NULL, NULL, NULL)",
-                    (namespace, key, revision, previous),
-                )
-                changes.append((key, None, previous))
+            self._write(namespace, key, revision, body, changes)
         if not changes:
             return 0
         now = max(self.clock(), last_time)
         text = write_changes(changes)
         digest = link_digest(digest, revision, now, request.author, request.id, text)
         self.fault("record")
-        sql.execute(
+        self.sql.execute(
             "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)",
             (namespace, revision, now, request.author, request.id, text, digest),
         )
+        self._heads[name] = (revision, now, digest)
         return revision
+
+    def _check_refused(self, namespace: int, request: Request, current: int) -> None:
+        refused = self.sql.execute(
+            "SELECT 1 FROM refused WHERE namespace = ? AND id = ?", (namespace, request.id)
+        ).fetchone()
+        if refused:
+            raise ConflictError((), request.footprint.read_revision or 0, current)
+
+    def _write(
+        self,
+        namespace: int,
+        key: str,
+        revision: int,
+        body: object | None,
+        changes: list[tuple[str, str | None, int]],
+    ) -> None:
+        """Insert one version and note the change, unless it deletes what is not there."""
+        previous, created, version, is_there = self._last(namespace, key)
+        if not is_there:
+            if body is None:
+                return
+            previous, created, version = 0, revision, 0
+        self.fault("version")
+        if isinstance(body, Body):
+            numbers = (revision, created, version + 1, previous)
+            self._lasts[namespace, key] = (revision, created, version + 1, True)
+            changes.append((key, self._insert(namespace, key, numbers, body), previous))
+        else:
+            self.sql.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, 0, 0, ?, NULL, NULL, NULL)",
+                (namespace, key, revision, previous),
+            )
+            self._lasts[namespace, key] = (revision, 0, 0, False)
+            changes.append((key, None, previous))
 
     def _insert(
         self, namespace: int, key: str, numbers: tuple[int, int, int, int], body: Body
@@ -282,12 +323,18 @@ class Database(StoreFile):
 
     def _last(self, namespace: int, key: str) -> tuple[int, int, int, bool]:
         """Return revision, creation, version of a key's newest row, and whether it is a value."""
-        row = self.sql.execute(
-            "SELECT revision, created, version, schema IS NOT NULL FROM versions "
-            "WHERE namespace = ? AND key = ? ORDER BY revision DESC LIMIT 1",
-            (namespace, key),
-        ).fetchone()
-        return (row[0], row[1], row[2], bool(row[3])) if row else (0, 0, 0, False)
+        known = self._lasts.get((namespace, key))
+        if known is None:
+            row = self.sql.execute(
+                "SELECT revision, created, version, schema IS NOT NULL FROM versions "
+                "WHERE namespace = ? AND key = ? ORDER BY revision DESC LIMIT 1",
+                (namespace, key),
+            ).fetchone()
+            known = (row[0], row[1], row[2], bool(row[3])) if row else (0, 0, 0, False)
+            if len(self._lasts) >= _MAX_KNOWN:
+                self._lasts.clear()
+            self._lasts[namespace, key] = known
+        return known
 
     def _changed_since(self, namespace: int, revision: int) -> Iterable[str]:
         rows = self.sql.execute(
@@ -317,6 +364,7 @@ class Database(StoreFile):
     def outcome(self, name: str, transaction: str) -> int | None:
         """Return a transaction's revision; None when there is none, and never will be."""
         with self.writing("outcome"):
+            self._data_version = -1  # from now on there may be an id to refuse
             namespace = self._make_namespace(name)
             found = self.find(name, transaction)
             if found is None:
@@ -336,6 +384,7 @@ class Database(StoreFile):
         floor = self.floor(name)
         if limit <= floor:
             return floor
+        self._lasts.clear()
         namespace, sql = self._make_namespace(name), self.sql
         keys = {
             key

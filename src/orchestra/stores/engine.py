@@ -8,7 +8,7 @@ from `StoreEngine` and proves the store on top of it with `orchestra.testing.che
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, final
 
 from orchestra._core.chain import Link
@@ -86,12 +86,28 @@ class StoreEngine(ABC):
 
     @abstractmethod
     async def commit(
-        self, namespace: str, footprint: Footprint, *, author: str, transaction_id: str
+        self,
+        namespace: str,
+        footprint: Footprint,
+        *,
+        author: str,
+        transaction_id: str,
+        is_new: bool,
+        note: Callable[[int], object],
     ) -> int:
         """Validate and apply; return the revision, or 0 when nothing changed. A checkpoint.
 
         An id that has been committed is not applied again: its revision is returned. Once the
-        engine has begun, a cancelled scope does not disturb it.
+        engine has begun, it is not disturbed by cancellation, which is delivered afterwards.
+
+        Args:
+            namespace: The namespace.
+            footprint: What was read and what is to be written.
+            author: Who.
+            transaction_id: The id.
+            is_new: Whether the id has never been handed in before.
+            note: Called with the revision as soon as it is known, also when the wait for it has
+                been cancelled.
 
         Raises:
             ConflictError: What it relies on has changed, or the id has been settled by `outcome`.

@@ -118,7 +118,14 @@ class _MemoryEngine(StoreEngine):
         return versions.scan(prefix, revision)
 
     async def commit(
-        self, namespace: str, footprint: Footprint, *, author: str, transaction_id: str
+        self,
+        namespace: str,
+        footprint: Footprint,
+        *,
+        author: str,
+        transaction_id: str,
+        is_new: bool,  # noqa: ARG002  (a look into a dictionary costs nothing)
+        note: Callable[[int], object],
     ) -> int:
         await anyio.lowlevel.checkpoint()
         # From here on nothing waits, so there is nothing that could be cancelled.
@@ -126,12 +133,14 @@ class _MemoryEngine(StoreEngine):
         if transaction_id in space.ids:
             settled = space.ids[transaction_id]
             if settled is not None:
+                note(settled)
                 return settled
             raise ConflictError((), footprint.read_revision or 0, space.versions.revision)
         revision = space.versions.commit(
             footprint, now=self._clock(), author=author, id=transaction_id
         )
         if revision:
+            note(revision)
             space.ids[transaction_id] = revision
             if space.changed is not None:
                 _tell(space)

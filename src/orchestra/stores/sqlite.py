@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeVar, final
@@ -18,7 +20,7 @@ import anyio.to_thread
 
 from orchestra._core.chain import Link
 from orchestra._core.mvcc import Footprint, Logged, Stored
-from orchestra.errors import AmbiguousCommitError, ConflictError, StoreBusyError, StoreError
+from orchestra.errors import AmbiguousCommitError, ConflictError, StoreError
 from orchestra.revisions import Contention, Verification
 from orchestra.storage import Codec
 from orchestra.stores.checking import check_file
@@ -37,6 +39,9 @@ _logger = logging.getLogger(__name__)
 
 _MAX_LAG: Final = 100
 """Revisions that what is told to other processes lags behind, so that not each commit tells."""
+
+_LENGTHEN_AFTER: Final = 8
+"""Groups after which a store is taken to be in earnest use, and its log is given a length."""
 
 _MAX_GROUP: Final = 256
 """Commits that share one write transaction at most, so that the first does not wait for long."""
@@ -76,12 +81,13 @@ class _SQLiteEngine(StoreEngine):
             is_read_only=is_read_only,
             clock=clock,
         )
+        self._is_synced = durability == "full"
         self._owner = secrets.token_hex(8)
         self._presence: Presence | None = None
         self._writer: Worker | None = None
         self._reader: Worker | None = None
         self._groups = 0
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
         # Pins are taken in the event loop, get their revision in the reader's thread, and bound
         # what the writer's thread may forget. The lock is between those two threads, who hold it
         # for a moment; the event loop never takes it.
@@ -97,7 +103,6 @@ class _SQLiteEngine(StoreEngine):
     # --- life ---
 
     async def open(self) -> None:
-        self._changed = anyio.Event()
         self._writer = Worker(f"{self._path.name} writer", self._handle_writes)
         self._reader = Worker(f"{self._path.name} reader", _handle_reads)
         try:
@@ -119,7 +124,7 @@ class _SQLiteEngine(StoreEngine):
                 ) from exc
 
     async def aclose(self) -> None:
-        self._changed.set()
+        self._tell()
         for worker, close in ((self._reader, self._read.close), (self._writer, self._leave)):
             if worker is not None:
                 job = Job(close)
@@ -153,6 +158,10 @@ class _SQLiteEngine(StoreEngine):
             else:
                 group.append(job)
         self._commit_group(group)
+        if self._is_synced and self._groups == _LENGTHEN_AFTER:
+            self._groups += 1
+            with suppress(sqlite3.Error):  # a matter of speed only
+                self._write.lengthen_log()
 
     def _commit_group(self, jobs: Sequence[Job[Any]]) -> None:
         if not jobs:
@@ -201,7 +210,7 @@ class _SQLiteEngine(StoreEngine):
         shown = self._shown.get(pin.namespace)
         if shown is None or pin.revision is None or pin.revision <= shown + 2 * _MAX_LAG:
             return
-        if self._showing is None or self._showing.finished.is_set():
+        if self._showing is None or self._showing.is_finished:
             self._showing = Job(self._show_now)
             self._open_worker(self._writer).submit(self._showing)
 
@@ -290,33 +299,40 @@ class _SQLiteEngine(StoreEngine):
         return found
 
     async def commit(
-        self, namespace: str, footprint: Footprint, *, author: str, transaction_id: str
+        self,
+        namespace: str,
+        footprint: Footprint,
+        *,
+        author: str,
+        transaction_id: str,
+        is_new: bool,
+        note: Callable[[int], object],
     ) -> int:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        request = Request(namespace, footprint, author, transaction_id)
-        job: Job[int] = Job(_nothing, request)
+        job: Job[int] = Job(_nothing, Request(namespace, footprint, author, transaction_id, is_new))
         self._open_worker(self._writer).submit(job)
-        # From here on a cancelled scope does not disturb it, for a bounded time.
-        limit = 2 * self._patience
         try:
-            with anyio.move_on_after(limit, shield=True):
-                await job.finished.wait()
+            await job.wait()
+        except BaseException:
+            # Cancelled. What has not begun never will; what has begun is seen through.
+            if not job.claim():
+                with anyio.move_on_after(self._patience, shield=True):
+                    await job.wait()
+                if job.is_finished and job.result:
+                    note(job.result)
+            raise
         finally:
-            is_withdrawn = not job.finished.is_set() and job.claim()
-        if is_withdrawn:
-            raise StoreBusyError(
-                f"{self._path} has not got to this commit within {limit:g} s; try again",
-                retry_after=limit,
-            )
-        if not job.finished.is_set():
-            raise AmbiguousCommitError(
-                transaction_id, f"{self._path} has not answered for {limit:g} s"
-            )
+            self._tell()
         revision = job.take()
         if revision:
-            self._changed.set()
-            self._changed = anyio.Event()
+            note(revision)
         return revision
+
+    def _tell(self) -> None:
+        """Wake those who wait for a commit."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def outcome(self, namespace: str, transaction_id: str) -> int | None:
         # The writer's jobs are done in order, so a commit under this id is over by then.
@@ -327,6 +343,8 @@ class _SQLiteEngine(StoreEngine):
 
     async def wait(self, namespace: str, after: int) -> None:
         while True:
+            if self._changed is None:
+                self._changed = anyio.Event()
             changed = self._changed
             if await self._on_reader(lambda: self._read.revision(namespace)) > after:
                 return
@@ -425,7 +443,8 @@ class SQLiteStore(EngineStore):
             ``process``, the end of this process, however it ends (after a loss of power the store
             is whole, but the last commits may be missing).
         read_only: Nothing is written, and a compaction by another process is not held up.
-        patience: Seconds to wait for another process's lock, and for the disk.
+        patience: Seconds to wait for another process's lock, and for the disk by those who are
+            cancelled or leave the store.
         poll_interval: Seconds after which a watch looks for commits of other processes.
         codecs: For each prefix the codec of its keys' values; the longest prefix counts. Keys
             without one hold plain JSON values.

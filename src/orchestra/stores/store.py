@@ -166,6 +166,7 @@ class EngineStore(MVCCStore):
             self._name,
             author=author or self._author,
             transaction_id=transaction_id or self._shared.new_id(),
+            is_new=transaction_id is None,
             snapshot_isolation=snapshot_isolation or self._snapshot_isolation,
         )
 
@@ -191,6 +192,7 @@ class EngineStore(MVCCStore):
                 self._name,
                 author=self._author,
                 transaction_id=self._shared.new_id(),
+                is_new=True,
                 snapshot_isolation=self._snapshot_isolation,
                 lines=self._lines if queues else None,
             )

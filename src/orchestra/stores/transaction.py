@@ -228,6 +228,7 @@ class EngineTransaction(Transaction):
         "_counters",
         "_engine",
         "_id",
+        "_is_new",
         "_lines",
         "_namespace",
         "_pin",
@@ -245,6 +246,7 @@ class EngineTransaction(Transaction):
         *,
         author: str,
         transaction_id: str,
+        is_new: bool,
         snapshot_isolation: bool,
         lines: Lines | None = None,
     ) -> None:
@@ -254,6 +256,7 @@ class EngineTransaction(Transaction):
         self._namespace = namespace
         self._author = author
         self._id = transaction_id
+        self._is_new = is_new
         self._lines = lines
         self._place: Place | None = None
         self._pin: Pin | None = None
@@ -386,8 +389,13 @@ class EngineTransaction(Transaction):
             await anyio.lowlevel.checkpoint()
             return
         try:
-            revision = await self._engine.commit(
-                self._namespace, self.footprint, author=self._author, transaction_id=self._id
+            await self._engine.commit(
+                self._namespace,
+                self.footprint,
+                author=self._author,
+                transaction_id=self._id,
+                is_new=self._is_new,
+                note=self._settle,
             )
         except ConflictError:
             self._counters.conflicts += 1
@@ -395,8 +403,6 @@ class EngineTransaction(Transaction):
         except AmbiguousCommitError:
             self._counters.ambiguous += 1
             raise
-        if revision:
-            self._settle(revision)
 
     def _settle(self, revision: int) -> None:
         self._revision = revision

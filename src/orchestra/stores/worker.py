@@ -23,23 +23,33 @@ T = TypeVar("T")
 class Job(Generic[T]):
     """One piece of work: a function for the thread, and what came of it.
 
-    ``group`` is None, or says that the job may share its beginning and end with its neighbours of
-    the same group.
+    ``group`` is None, or what the job is about; jobs with one may be done together.
     """
 
-    __slots__ = ("_claim", "do", "error", "finished", "group", "result")
+    __slots__ = ("_claim", "batch", "do", "error", "group", "result")
 
     def __init__(self, do: Callable[[], T], group: object = None) -> None:
         self.do = do
         self.group = group
         self.result: T | None = None
         self.error: BaseException | None = None
-        self.finished = anyio.Event()
+        self.batch: _Batch | None = None
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
         """Whether the caller is the first to ask: the thread, to begin, or who gives up waiting."""
         return self._claim.acquire(blocking=False)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the thread is through with it."""
+        return self.batch is not None and self.batch.finished.is_set()
+
+    async def wait(self) -> None:
+        """Wait until the thread is through with it."""
+        if self.batch is None:
+            raise RuntimeError("the job has not been handed in")
+        await self.batch.finished.wait()
 
     def run(self) -> None:
         """Do it, in the thread."""
@@ -57,6 +67,17 @@ class Job(Generic[T]):
                 # The error's traceback holds this frame, and this frame the job.
                 self.error = None
         return cast("T", self.result)
+
+
+class _Batch:
+    """Jobs that the thread takes at once; those who wait for them share one event."""
+
+    __slots__ = ("finished", "is_taken", "jobs")
+
+    def __init__(self) -> None:
+        self.jobs: list[Job[Any]] = []
+        self.is_taken = False
+        self.finished = anyio.Event()
 
 
 class _Asyncio(Protocol):
@@ -90,14 +111,24 @@ class Worker:
     def __init__(self, name: str, handle: Callable[[Sequence[Job[Any]]], None]) -> None:
         self._handle = handle
         self._call = _caller()
-        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._lock = threading.Lock()  # held for an append or an assignment
+        self._batch: _Batch | None = None
         self._ended = anyio.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Job[Any]) -> None:
         """Hand a job in; the thread runs jobs in this order."""
-        self._queue.put(job)
+        with self._lock:
+            batch = self._batch
+            if batch is not None and not batch.is_taken:
+                batch.jobs.append(job)
+                job.batch = batch
+                return
+        self._batch = job.batch = batch = _Batch()
+        batch.jobs.append(job)
+        self._queue.put(batch)
 
     async def run(self, do: Callable[[], T]) -> T:
         """Run a function in the thread. A checkpoint; when it is cancelled the result is dropped.
@@ -107,8 +138,8 @@ class Worker:
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
         job = Job(do)
-        self._queue.put(job)
-        await job.finished.wait()
+        self.submit(job)
+        await job.wait()
         return job.take()
 
     async def aclose(self, patience: float) -> None:
@@ -124,19 +155,11 @@ class Worker:
             self._thread.join()
 
     def _work(self) -> None:
-        is_open = True
-        while is_open:
-            jobs = []
-            job = self._queue.get()
-            while job is not None:
-                jobs.append(job)
-                if self._queue.empty():
-                    break
-                job = self._queue.get()
-            is_open = job is not None
-            if jobs:
-                self._handle([job for job in jobs if job.claim()])
-                self._tell(_finish, jobs)
+        while (batch := self._queue.get()) is not None:
+            with self._lock:
+                batch.is_taken = True
+            self._handle([job for job in batch.jobs if job.claim()])
+            self._tell(batch.finished.set)
         self._tell(self._ended.set)
 
     def _tell(self, fn: Callable[..., object], *args: object) -> None:
@@ -146,8 +169,3 @@ class Worker:
             # The event loop has ended, so nobody waits for it any more. Both loops say it like this
             # (trio.RunFinishedError is a RuntimeError).
             return
-
-
-def _finish(jobs: Sequence[Job[Any]]) -> None:
-    for job in jobs:
-        job.finished.set()

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve, frozen
 
-from orchestra import MVCCStore, Transaction, background_tasks
+from orchestra import MVCCStore, Snapshot, Transaction, background_tasks
 from orchestra.errors import CompactedError, ItemNotFoundError
 from orchestra.opencode.mission.todo_file import (
     digest_of,
@@ -43,11 +43,15 @@ from orchestra.opencode.mission.todo_outline import (
     find_entry,
     list_entries,
     load_list,
+    replace_items,
     save_list,
 )
 from orchestra.opencode.mission.todo_text import TodoLine, TodoMark, wrap_section
 
 __all__ = ("TodoList", "TodoListStatistics", "TodoSync")
+
+_MAX_STEPS = 16
+"""Commits that are followed one by one; after more of them the list is read as a whole."""
 
 _logger = logging.getLogger(__name__)
 
@@ -118,6 +122,7 @@ class TodoList:
         self._rounds = 0
         self._digest = b""
         self._shown: TodoDocument | None = None
+        self._known: tuple[TodoDocument, int] | None = None
         self._stamp: object = None
         self._counts = {"writes": 0, "reads": 0, "conflicts": 0}
 
@@ -125,8 +130,25 @@ class TodoList:
 
     async def items(self) -> tuple[TodoEntry, ...]:
         """Return the items in order. A checkpoint."""
+        return list_entries((await self._current())[0])
+
+    async def _current(self) -> tuple[TodoDocument, int]:
+        """Return the list as it is now, reading no more of it than what has changed."""
         async with self._store.snapshot() as snap:
-            return list_entries(await load_list(snap))
+            if self._known is not None and self._known[1] != snap.revision:
+                await self._catch_up(snap, *self._known)
+            if self._known is None or self._known[1] != snap.revision:
+                self._known = (await load_list(snap), snap.revision)
+        return self._known
+
+    async def _catch_up(self, snap: Snapshot, document: TodoDocument, revision: int) -> None:
+        records = await self._store.journal(revision, limit=_MAX_STEPS + 1)
+        changed = {change.key for record in records for change in record.changes}
+        ids = {key.removeprefix(ITEM) for key in changed if key.startswith(ITEM)}
+        if len(records) > _MAX_STEPS or OUTLINE in changed or records[-1].revision < snap.revision:
+            return  # simpler to read all of it
+        items = {id_: await snap.get(ITEM + id_) for id_ in ids}
+        self._known = (replace_items(document, items), snap.revision)
 
     async def find(self, reference: str) -> TodoEntry:
         """Return the item that is meant. A checkpoint.
@@ -181,8 +203,10 @@ class TodoList:
     ) -> TodoEntry:
         # Only this item's key is read in the transaction, so changes of others are no conflict.
         found = await self.find(reference)
+        ran: list[Transaction] = []
 
         async def step(tx: Transaction) -> TodoEntry:
+            ran[:] = [tx]
             current = await tx.get(ITEM + found.id)
             if current is None:
                 raise ItemNotFoundError(f"item {found.text!r} has just been removed")
@@ -190,7 +214,16 @@ class TodoList:
             tx.put(ITEM + found.id, {"text": changed.text, "mark": changed.mark.value})
             return changed
 
-        return await self._store.using(author=author).transact(step)
+        changed = await self._store.using(author=author).transact(step)
+        self._note(ran[0], changed)
+        return changed
+
+    def _note(self, tx: Transaction, entry: TodoEntry) -> None:
+        """Keep what is known up to date, if nothing else has happened meanwhile."""
+        if self._known is None or tx.revision is None or tx.revision != self._known[1] + 1:
+            return
+        item = {"text": entry.text, "mark": entry.mark.value}
+        self._known = (replace_items(self._known[0], {entry.id: item}), tx.revision)
 
     async def add(
         self,
@@ -277,9 +310,7 @@ class TodoList:
             is_done = False
             while not is_done:
                 await self._read_back()
-                async with self._store.snapshot() as snap:
-                    document = await load_list(snap)
-                await self._write(document, snap.revision)
+                await self._write(*await self._current())
                 # Another process may have written an older one over a newer one: look again.
                 is_done = self._written >= await self._store.revision()
 

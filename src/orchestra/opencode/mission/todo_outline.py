@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from orchestra import Reader, Transaction
 from orchestra.errors import AmbiguousItemError, ItemNotFoundError
@@ -21,6 +21,7 @@ __all__ = (
     "find_entry",
     "list_entries",
     "load_list",
+    "replace_items",
     "save_list",
 )
 
@@ -122,6 +123,21 @@ async def load_list(reader: Reader) -> list[tuple[str, TodoLine]]:
         mark = TodoMark(item["mark"])
         document.append((id_, TodoLine(text=item["text"], mark=mark, indent=indent, bullet=bullet)))
     return document
+
+
+def replace_items(document: TodoDocument, items: Mapping[str, Any]) -> TodoDocument:
+    """Return the document with other items in the places of those with the same ids.
+
+    Args:
+        document: The document.
+        items: The items' values, as they are stored.
+    """
+    return [
+        (id_, evolve(line, text=items[id_]["text"], mark=TodoMark(items[id_]["mark"])))
+        if id_ in items
+        else (id_, line)
+        for id_, line in document
+    ]
 
 
 def save_list(tx: Transaction, before: TodoDocument, after: TodoDocument, outline: Outline) -> None:
