@@ -193,9 +193,9 @@ class MVCCStore(ABC):
     * A commit that has returned is visible to everything that begins afterwards, in this process
       and in others.
     * Nothing that a caller does to a value changes what is stored.
-    * An async method is a checkpoint. Cancellation before the engine got the commit means that
-      nothing is committed; from then on the commit is not disturbed by a cancelled scope, and the
-      cancellation is delivered afterwards. Whoever cannot know asks `outcome`.
+    * An async method is a checkpoint. A commit that is cancelled before the engine has begun with
+      it is not committed. From then on it is seen through, within bounds: the cancellation is
+      delivered afterwards, and `Transaction.revision` tells. Whoever cannot know asks `outcome`.
     """
 
     @property

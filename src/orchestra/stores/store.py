@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import anyio
 
 from orchestra._core.chain import read_changes
+from orchestra._core.mvcc import Footprint
 from orchestra.errors import ConflictError
 from orchestra.revisions import (
     AuditRecord,
@@ -212,11 +213,18 @@ class EngineStore(MVCCStore):
             return await tx.get(key, default)
 
     async def put(self, key: str, value: Any) -> int:
-        async with self.transaction() as tx:
-            tx.put(key, value)
-        if tx.revision is None:
-            raise AssertionError("unreachable")
-        return tx.revision
+        self._check_open()
+        shared = self._shared
+        footprint = Footprint()
+        footprint.writes[check_key(key)] = shared.codecs.encode(key, value)
+        return await self._engine.commit(
+            self._name,
+            footprint,
+            author=self._author,
+            transaction_id=shared.new_id(),
+            is_new=True,
+            note=self._counters.count_commit,
+        )
 
     async def put_if(self, key: str, value: Any, *, revision: int) -> int:
         async with self.transaction() as tx:

@@ -132,6 +132,11 @@ class Counters:
         for name in self.__slots__:
             setattr(self, name, 0)
 
+    def count_commit(self, revision: int) -> None:
+        """Count a commit that made a revision."""
+        self.commits += 1
+        self.revision = max(self.revision, revision)
+
     revision: int
     pins: int
     watches: int
@@ -406,8 +411,7 @@ class EngineTransaction(Transaction):
 
     def _settle(self, revision: int) -> None:
         self._revision = revision
-        self._counters.commits += 1
-        self._counters.revision = max(self._counters.revision, revision)
+        self._counters.count_commit(revision)
 
     async def find_outcome(self) -> bool:
         """After an unknown outcome: whether it was committed. If not, it will never be."""

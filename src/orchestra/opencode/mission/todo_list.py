@@ -160,7 +160,7 @@ class TodoList:
             ItemNotFoundError: There is none.
             AmbiguousItemError: There are several.
         """
-        return find_entry(await self.items(), reference)
+        return find_entry((await self._current())[0], reference)
 
     # --- changing ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self, final
 
 from attrs import evolve, frozen
@@ -162,21 +162,38 @@ def list_entries(document: TodoDocument) -> tuple[TodoEntry, ...]:
     )
 
 
-def find_entry(entries: Sequence[TodoEntry], reference: str) -> TodoEntry:
-    """Return the one that is meant: by id, by text, by a part of a text."""
+def find_entry(document: TodoDocument, reference: str) -> TodoEntry:
+    """Return the item that is meant: by its id, by its text, by a part of its text.
+
+    Args:
+        document: The list.
+        reference: What somebody calls the item.
+
+    Raises:
+        ItemNotFoundError: Nothing is meant.
+        AmbiguousItemError: Several items may be meant.
+    """
     wanted = reference.strip()
     if not wanted:
         raise ItemNotFoundError("the reference is empty: name the item's id or text")
-    for matches in (
-        [entry for entry in entries if entry.id == wanted],
-        [entry for entry in entries if entry.text == wanted],
-        [entry for entry in entries if wanted.casefold() in entry.text.casefold()],
-    ):
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            names = ", ".join(f"{entry.id} {entry.text!r}" for entry in matches[:5])
-            raise AmbiguousItemError(
-                f"{reference!r} may mean {len(matches)} items ({names}); use an id"
-            )
-    raise ItemNotFoundError(f"no item of the list is meant by {reference!r}; look at its items")
+    folded = wanted.casefold()
+    items = [(id_, line.text) for id_, line in document if id_]
+    matches = (
+        [id_ for id_, _ in items if id_ == wanted]
+        or [id_ for id_, text in items if text == wanted]
+        or [id_ for id_, text in items if folded in text.casefold()]
+    )
+    if not matches:
+        raise ItemNotFoundError(f"no item of the list is meant by {reference!r}; look at its items")
+    if len(matches) > 1:
+        texts = dict(items)
+        names = ", ".join(f"{id_} {texts[id_]!r}" for id_ in matches[:5])
+        raise AmbiguousItemError(
+            f"{reference!r} may mean {len(matches)} items ({names}); use an id"
+        )
+    place = next(number for number, (id_, _) in enumerate(document) if id_ == matches[0])
+    line = document[place][1]
+    if line.mark is None:
+        raise AssertionError("unreachable")
+    depth = depths([line for _, line in document[: place + 1]])[-1]
+    return TodoEntry(id=matches[0], text=line.text, mark=line.mark, depth=depth)
