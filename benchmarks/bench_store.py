@@ -22,9 +22,10 @@ from benchmarks.frame import Benchmark, Measure, Row
 from hypothesis import strategies as st
 
 from orchestra import MemoryStore, RawCodec, SQLiteStore, Transaction
-from orchestra._core.mvcc import Footprint, VersionedMap
+from orchestra._core.mvcc import VersionedMap
 from orchestra.opencode.mission.todo_list import TodoList
 from orchestra.opencode.mission.todo_text import TodoMark
+from orchestra.revisions import Footprint
 
 PEERS = ()
 

@@ -37,11 +37,10 @@ if TYPE_CHECKING:
         Verification,
     )
     from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
-    from orchestra.storage import Codec, MVCCStore, Merge, Reader, Snapshot, Transaction
+    from orchestra.storage import Codec, Merge, MVCCStore, Reader, Snapshot, Transaction
     from orchestra.stores.codecs import JSONCodec, MsgspecCodec, RawCodec
     from orchestra.stores.memory import MemoryStore
     from orchestra.stores.sqlite import SQLiteStore
-    from orchestra.stores.store import EngineStore
 
 __all__ = (
     "Agent",
@@ -59,7 +58,6 @@ __all__ = (
     "Difference",
     "EmbeddedAgent",
     "EmbeddedBackend",
-    "EngineStore",
     "Entry",
     "JSONCodec",
     "KeyDigest",
@@ -102,7 +100,6 @@ _HOMES = {
     "Difference": "orchestra.revisions",
     "EmbeddedAgent": "orchestra.sessions.embedded",
     "EmbeddedBackend": "orchestra.sessions.embedded",
-    "EngineStore": "orchestra.stores.store",
     "Entry": "orchestra.revisions",
     "JSONCodec": "orchestra.stores.codecs",
     "KeyDigest": "orchestra.revisions",

@@ -145,7 +145,7 @@ class ConflictError(StoreError):
     """Somebody else changed what the transaction relies on; nothing of it was committed.
 
     Args:
-        keys: The keys that changed, sorted; none when `outcome` has settled the transaction's id.
+        keys: The keys that changed, sorted; none when ``outcome()`` has settled the id.
         read_revision: The revision that the transaction had read.
         revision: The store's revision when the transaction was refused.
     """

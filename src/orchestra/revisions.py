@@ -1,8 +1,9 @@
-"""What a store returns: entries, changes, commits, audit records, leases, figures."""
+"""What a store returns, and what its engine is handed: records, and the footprint of a transaction."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from attrs import field, frozen, validators
 
@@ -13,9 +14,13 @@ __all__ = (
     "Contention",
     "Difference",
     "Entry",
+    "Footprint",
     "KeyDigest",
+    "Link",
+    "Logged",
     "StoreLease",
     "StoreStatistics",
+    "Stored",
     "Verification",
 )
 
@@ -202,3 +207,88 @@ class Contention:
     delay: float = field(default=0.001, validator=validators.ge(0))
     maximum_delay: float = field(default=0.05, validator=validators.ge(0))
     ticket_after: int = field(default=2, validator=validators.ge(1))
+
+
+# --- between a store and its engine -------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """One version of a key as an engine keeps it. ``body`` is opaque; None: the key was deleted by this version."""
+
+    revision: int
+    created: int
+    version: int
+    previous: int
+    body: object | None
+
+
+class Logged(NamedTuple):
+    """One commit as an engine returns it, with the versions that it made by key."""
+
+    revision: int
+    time: float
+    author: str
+    id: str
+    changes: dict[str, Stored]
+
+
+class Footprint:
+    """What a transaction has read and wants to write, and when that is in conflict.
+
+    Validation is backward and optimistic (H. T. Kung and J. T. Robinson, "On optimistic methods for
+    concurrency control", 1981): what was read is compared with what was written since.
+
+    Attributes:
+        read_revision: The revision that it read; None: nothing.
+        keys: Keys that it read.
+        prefixes: Prefixes that it ranged over.
+        writes: The bodies to write; None deletes.
+        validates_reads: False for snapshot isolation.
+    """
+
+    __slots__ = ("keys", "prefixes", "read_revision", "validates_reads", "writes")
+
+    def __init__(self, *, validates_reads: bool = True) -> None:
+        self.read_revision: int | None = None
+        self.keys: set[str] = set()
+        self.prefixes: list[str] = []
+        self.writes: dict[str, object | None] = {}
+        self.validates_reads: bool = validates_reads
+
+    def conflicts(
+        self,
+        revision_of: Callable[[str], int],
+        changed_since: Callable[[int], Iterable[str]],
+    ) -> list[str]:
+        """Return what changed under the transaction, sorted; empty when it may be committed.
+
+        Args:
+            revision_of: The revision that last wrote or deleted a key; 0 for one unknown.
+            changed_since: The keys written after a revision; only asked for prefix reads.
+        """
+        begin = self.read_revision
+        if begin is None:
+            return []
+        keys = self.keys | self.writes.keys() if self.validates_reads else self.writes.keys()
+        found = {key for key in keys if revision_of(key) > begin}
+        if self.prefixes and self.validates_reads:
+            prefixes = tuple(self.prefixes)
+            found.update(key for key in changed_since(begin) if key.startswith(prefixes))
+        return sorted(found)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Footprint read_revision={self.read_revision} keys={len(self.keys)} "
+            f"prefixes={len(self.prefixes)} writes={len(self.writes)}>"
+        )
+
+
+class Link(NamedTuple):
+    """One audit record as an engine keeps it. ``changes`` is its changes as text."""
+
+    revision: int
+    time: float
+    author: str
+    id: str
+    changes: str
+    digest: bytes

@@ -66,7 +66,7 @@ class Codec(ABC):
 
         Args:
             data: What `encode` returned.
-            version: The codec's `version` at that time; not greater than it is now.
+            version: The codec's ``version`` at that time; not greater than it is now.
 
         Raises:
             SchemaError: The bytes are not of that form.
@@ -268,7 +268,7 @@ class MVCCStore(ABC):
     ) -> T:
         """Run a function in a transaction, again and again until it is committed.
 
-        After a conflict it backs off with jitter; after `Contention.ticket_after` conflicts it
+        After a conflict it backs off with jitter; after ``Contention.ticket_after`` conflicts it
         waits in line for the contended key. An unknown outcome is cleared up first. The function
         may run several times, so what it does besides reading and writing must bear that. See
         `using` for an author, a merge function and snapshot isolation.
@@ -370,8 +370,8 @@ class MVCCStore(ABC):
             transaction_id: `Transaction.id`.
 
         Returns:
-            The revision that it made. None: it was not committed, and will never be, for the store
-            refuses the id from now on.
+            The revision that it made, or None when it was not committed and will never be, since the
+            store refuses the id from now on.
         """
 
     @abstractmethod
@@ -384,8 +384,8 @@ class MVCCStore(ABC):
             revision: The oldest one to keep; None: the current one.
 
         Returns:
-            The oldest revision that can be read now: not newer than any snapshot or transaction
-            that is under way, here or in another process (whose reads may be known with a lag).
+            The oldest revision that can be read now, which is not newer than any snapshot or
+            transaction under way, here or in another process (whose reads may be known with a lag).
 
         Raises:
             ValueError: The revision does not exist yet.

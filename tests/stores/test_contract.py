@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestra import MemoryStore, SQLiteStore
-from orchestra.stores.file import Durability
+from orchestra.stores._file import Durability
 from orchestra.testing import check_store
 
 

@@ -24,8 +24,8 @@ from orchestra.errors import (
     StoreFullError,
     StoreReadOnlyError,
 )
-from orchestra.stores.database import Database
-from orchestra.stores.file import Durability
+from orchestra.stores._database import Database
+from orchestra.stores._file import Durability
 
 CHILD = Path(__file__).with_name("crash_child.py")
 

@@ -16,7 +16,6 @@ from hypothesis.stateful import (
 )
 
 from orchestra._core.chain import (
-    Link,
     body_digest,
     find_fault,
     genesis,
@@ -24,8 +23,9 @@ from orchestra._core.chain import (
     read_changes,
     write_changes,
 )
-from orchestra._core.mvcc import Footprint, VersionedMap, backoff, prefix_end
+from orchestra._core.mvcc import VersionedMap, backoff, prefix_end
 from orchestra.errors import CompactedError, ConflictError
+from orchestra.revisions import Footprint, Link
 
 KEYS = st.sampled_from(["a", "a/1", "a/2", "b", "b/1", "é"])
 PREFIXES = st.sampled_from(["", "a", "a/", "b", "z"])

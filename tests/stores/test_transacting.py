@@ -12,7 +12,7 @@ import pytest
 
 from orchestra import Contention, MemoryStore, Transaction
 from orchestra.errors import ConflictError
-from orchestra.stores.lines import Lines
+from orchestra.stores._lines import Lines
 
 
 async def work(steps: int) -> None:

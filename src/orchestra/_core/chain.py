@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+from orchestra.revisions import Link
 
 __all__ = (
     "Link",
@@ -25,17 +27,6 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 Changes: TypeAlias = Sequence[tuple[str, str | None, int]]
 """Key, digest of the body in hex (None: deleted), revision of the value before."""
-
-
-class Link(NamedTuple):
-    """One record of the chain. ``changes`` is the text that `write_changes` made."""
-
-    revision: int
-    time: float
-    author: str
-    id: str
-    changes: str
-    digest: bytes
 
 
 def genesis(namespace: str) -> bytes:

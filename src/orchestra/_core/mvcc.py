@@ -1,98 +1,24 @@
-"""The rules of multi-version concurrency: footprints, conflicts, versions, compaction.
+"""The rules of multi-version concurrency: versions, commits, compaction.
 
-`Footprint` and its `conflicts` are what a transaction relies on and when that has changed; every
-engine uses them. `VersionedMap` is one namespace in memory: for each key the list of its versions,
-beside a table of the newest ones, as in etcd's mvcc package, and the log of commits that watches
-read and prefix reads are checked against.
-
-Validation is backward and optimistic (Kung and Robinson, "On optimistic methods for concurrency
-control", 1981): the reads of a transaction are compared with the writes committed since.
+`VersionedMap` is one namespace in memory: for each key the list of its versions, as in etcd's mvcc
+package, and the log of commits that watches read and prefix reads are checked against. When a
+transaction conflicts is said by `orchestra.revisions.Footprint`, for every engine.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, final
+from collections.abc import Iterator, Sequence
+from typing import final
 
 from orchestra.errors import CompactedError, ConflictError
+from orchestra.revisions import Footprint, Logged, Stored
 
 __all__ = (
-    "Footprint",
-    "Logged",
-    "Stored",
     "VersionedMap",
     "backoff",
     "prefix_end",
 )
-
-
-class Stored(NamedTuple):
-    """One version of a key. ``body`` is opaque; None: the key was deleted by this version."""
-
-    revision: int
-    created: int
-    version: int
-    previous: int
-    body: object | None
-
-
-class Logged(NamedTuple):
-    """One commit, in the order of revisions."""
-
-    revision: int
-    time: float
-    author: str
-    id: str
-    changes: dict[str, Stored]
-
-
-class Footprint:
-    """What a transaction has read and wants to write.
-
-    Attributes:
-        read_revision: The revision that it read; None: nothing.
-        keys: Keys that it read.
-        prefixes: Prefixes that it ranged over.
-        writes: The bodies to write; None deletes.
-        validates_reads: False for snapshot isolation.
-    """
-
-    __slots__ = ("keys", "prefixes", "read_revision", "validates_reads", "writes")
-
-    def __init__(self, *, validates_reads: bool = True) -> None:
-        self.read_revision: int | None = None
-        self.keys: set[str] = set()
-        self.prefixes: list[str] = []
-        self.writes: dict[str, object | None] = {}
-        self.validates_reads = validates_reads
-
-    def conflicts(
-        self,
-        revision_of: Callable[[str], int],
-        changed_since: Callable[[int], Iterable[str]],
-    ) -> list[str]:
-        """Return what changed under the transaction, sorted; empty when it may be committed.
-
-        Args:
-            revision_of: The revision that last wrote or deleted a key; 0 for one unknown.
-            changed_since: The keys written after a revision; only asked for prefix reads.
-        """
-        begin = self.read_revision
-        if begin is None:
-            return []
-        keys = self.keys | self.writes.keys() if self.validates_reads else self.writes.keys()
-        found = {key for key in keys if revision_of(key) > begin}
-        if self.prefixes and self.validates_reads:
-            prefixes = tuple(self.prefixes)
-            found.update(key for key in changed_since(begin) if key.startswith(prefixes))
-        return sorted(found)
-
-    def __repr__(self) -> str:
-        return (
-            f"<Footprint read_revision={self.read_revision} keys={len(self.keys)} "
-            f"prefixes={len(self.prefixes)} writes={len(self.writes)}>"
-        )
 
 
 def prefix_end(prefix: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from orchestra.errors import SchemaError
 from orchestra.storage import Codec
-from orchestra.stores.plain import from_plain, to_plain
+from orchestra.stores._plain import from_plain, to_plain
 
 __all__ = ("JSONCodec", "MsgspecCodec", "RawCodec")
 

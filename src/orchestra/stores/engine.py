@@ -11,9 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, final
 
-from orchestra._core.chain import Link
-from orchestra._core.mvcc import Footprint, Logged, Stored
-from orchestra.revisions import Verification
+from orchestra.revisions import Footprint, Link, Logged, Stored, Verification
 
 __all__ = ("Body", "Pin", "StoreEngine")
 
@@ -32,7 +30,7 @@ class Pin:
     __slots__ = ("namespace", "revision")
 
     def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+        self.namespace: str = namespace
         self.revision: int | None = None
 
     def __repr__(self) -> str:

@@ -10,17 +10,10 @@ from typing import final
 import anyio
 import anyio.lowlevel
 
-from orchestra._core.chain import (
-    Link,
-    body_digest,
-    find_fault,
-    genesis,
-    link_digest,
-    write_changes,
-)
-from orchestra._core.mvcc import Footprint, Logged, Stored, VersionedMap
+from orchestra._core.chain import body_digest, find_fault, genesis, link_digest, write_changes
+from orchestra._core.mvcc import VersionedMap
 from orchestra.errors import ConflictError
-from orchestra.revisions import Contention, Verification
+from orchestra.revisions import Contention, Footprint, Link, Logged, Stored, Verification
 from orchestra.storage import Codec
 from orchestra.stores.engine import Body, Pin, StoreEngine
 from orchestra.stores.store import EngineStore
@@ -222,7 +215,7 @@ class MemoryStore(EngineStore):
     Args:
         codecs: For each prefix the codec of its keys' values; the longest prefix counts. Keys
             without one hold plain JSON values.
-        contention: How `transact` behaves when it meets others.
+        contention: How ``transact`` behaves when it meets others.
         clock: Returns seconds since the epoch, for the history.
         random: Makes ids and jitter; None: seeded by the operating system.
     """

@@ -18,18 +18,16 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from orchestra._core.chain import Link
-from orchestra._core.mvcc import Footprint, Logged, Stored
 from orchestra.errors import AmbiguousCommitError, ConflictError, StoreError
-from orchestra.revisions import Contention, Verification
+from orchestra.revisions import Contention, Footprint, Link, Logged, Stored, Verification
 from orchestra.storage import Codec
-from orchestra.stores.checking import check_file
-from orchestra.stores.database import Database, Request
+from orchestra.stores._checking import check_file
+from orchestra.stores._database import Database, Request
+from orchestra.stores._file import Durability
+from orchestra.stores._readers import Presence, is_present, remove_traces
+from orchestra.stores._worker import Job, Worker
 from orchestra.stores.engine import Pin, StoreEngine
-from orchestra.stores.file import Durability
-from orchestra.stores.readers import Presence, is_present, remove_traces
 from orchestra.stores.store import EngineStore
-from orchestra.stores.worker import Job, Worker
 
 __all__ = ("SQLiteStore",)
 
@@ -448,7 +446,7 @@ class SQLiteStore(EngineStore):
         poll_interval: Seconds after which a watch looks for commits of other processes.
         codecs: For each prefix the codec of its keys' values; the longest prefix counts. Keys
             without one hold plain JSON values.
-        contention: How `transact` behaves when it meets others.
+        contention: How ``transact`` behaves when it meets others.
         clock: Returns seconds since the epoch, for the history.
         random: Makes ids and jitter; None: seeded by the operating system.
         fault: Called in a worker thread with the name of each point at which the file is written,

@@ -11,7 +11,6 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import anyio
 
 from orchestra._core.chain import read_changes
-from orchestra._core.mvcc import Footprint
 from orchestra.errors import ConflictError
 from orchestra.revisions import (
     AuditRecord,
@@ -19,17 +18,17 @@ from orchestra.revisions import (
     Contention,
     Difference,
     Entry,
+    Footprint,
     KeyDigest,
     StoreLease,
     StoreStatistics,
     Verification,
 )
 from orchestra.storage import Codec, Merge, MVCCStore, Transaction
-from orchestra.stores.engine import StoreEngine
-from orchestra.stores.leasing import hold_lease
-from orchestra.stores.lines import Lines
-from orchestra.stores.transacting import Transacting
-from orchestra.stores.transaction import (
+from orchestra.stores._leasing import hold_lease
+from orchestra.stores._lines import Lines
+from orchestra.stores._transacting import Transacting
+from orchestra.stores._transaction import (
     FIRST_KEY,
     Codecs,
     Counters,
@@ -37,7 +36,8 @@ from orchestra.stores.transaction import (
     EngineTransaction,
     check_key,
 )
-from orchestra.stores.watching import EngineWatch
+from orchestra.stores._watching import EngineWatch
+from orchestra.stores.engine import StoreEngine
 
 __all__ = ("EngineStore",)
 

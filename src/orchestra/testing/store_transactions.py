@@ -99,16 +99,18 @@ async def check_own_writes(store: MVCCStore) -> None:
 
 async def check_rollback(store: MVCCStore) -> None:
     """A block that raises writes nothing, its error comes out, and the transaction is over."""
+    ended: list[Transaction] = []
     try:
         async with store.transaction() as tx:
+            ended.append(tx)
             tx.put("a", 1)
             raise LookupError("mine")
     except LookupError:
         pass
     expect(await store.revision() == 0, "a failed transaction made a revision")
-    await refuses(anyio.ClosedResourceError, lambda: tx.get("a"))
+    await refuses(anyio.ClosedResourceError, lambda: ended[0].get("a"))
     try:
-        tx.put("a", 1)
+        ended[0].put("a", 1)
     except anyio.ClosedResourceError:
         pass
     else:

@@ -40,8 +40,8 @@ class _Line:
     __slots__ = ("lock", "members")
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock(fast_acquire=True)
-        self.members = 0
+        self.lock: anyio.Lock = anyio.Lock(fast_acquire=True)
+        self.members: int = 0
 
 
 @final

@@ -10,18 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, final
 
-from orchestra._core.chain import (
-    Link,
-    body_digest,
-    genesis,
-    link_digest,
-    read_changes,
-    write_changes,
-)
-from orchestra._core.mvcc import Footprint, Logged, Stored, prefix_end
+from orchestra._core.chain import body_digest, genesis, link_digest, read_changes, write_changes
+from orchestra._core.mvcc import prefix_end
 from orchestra.errors import CompactedError, ConflictError, StoreCorruptError
+from orchestra.revisions import Footprint, Link, Logged, Stored
+from orchestra.stores._file import StoreFile
 from orchestra.stores.engine import Body
-from orchestra.stores.file import StoreFile
 
 __all__ = ("Database", "Request")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
-from orchestra._core.chain import Link, body_digest, find_fault, genesis, read_changes
-from orchestra.revisions import Verification
-from orchestra.stores.database import Database
+from orchestra._core.chain import body_digest, find_fault, genesis, read_changes
+from orchestra.revisions import Link, Verification
+from orchestra.stores._database import Database
 
 __all__ = ("check_file",)
 

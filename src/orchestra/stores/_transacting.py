@@ -12,8 +12,8 @@ from orchestra._core.mvcc import backoff
 from orchestra.errors import AmbiguousCommitError, CompactedError, ConflictError
 from orchestra.revisions import Contention
 from orchestra.storage import Merge, Transaction
-from orchestra.stores.lines import Lines, Place
-from orchestra.stores.transaction import Counters, EngineTransaction
+from orchestra.stores._lines import Lines, Place
+from orchestra.stores._transaction import Counters, EngineTransaction
 
 __all__ = ("Transacting",)
 

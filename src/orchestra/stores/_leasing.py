@@ -18,7 +18,7 @@ import anyio
 from orchestra.background import background_tasks
 from orchestra.errors import ConflictError, LeaseLostError, StoreError
 from orchestra.revisions import StoreLease
-from orchestra.stores.transaction import lease_key, read_own
+from orchestra.stores._transaction import lease_key, read_own
 
 if TYPE_CHECKING:
     from orchestra.stores.store import EngineStore

@@ -8,13 +8,12 @@ from typing import Any, Final, Self, final
 
 import anyio.lowlevel
 
-from orchestra._core.mvcc import Footprint, Stored
 from orchestra.errors import AmbiguousCommitError, ConflictError, LeaseLostError, SchemaError
-from orchestra.revisions import Entry, StoreLease
+from orchestra.revisions import Entry, Footprint, Stored, StoreLease
 from orchestra.storage import Codec, Merge, Snapshot, Transaction
+from orchestra.stores._lines import Lines, Place
 from orchestra.stores.codecs import JSONCodec
 from orchestra.stores.engine import Body, Pin, StoreEngine
-from orchestra.stores.lines import Lines, Place
 
 __all__ = (
     "FIRST_KEY",
@@ -266,7 +265,7 @@ class EngineTransaction(Transaction):
         self._place: Place | None = None
         self._pin: Pin | None = None
         self._revision: int | None = None
-        self.footprint = Footprint(validates_reads=not snapshot_isolation)
+        self.footprint: Footprint = Footprint(validates_reads=not snapshot_isolation)
 
     @property
     def id(self) -> str:

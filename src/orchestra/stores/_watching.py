@@ -8,10 +8,9 @@ from typing import Self, final
 import anyio
 import anyio.lowlevel
 
-from orchestra._core.mvcc import Logged
-from orchestra.revisions import Change, Commit
+from orchestra.revisions import Change, Commit, Logged
+from orchestra.stores._transaction import FIRST_KEY, Codecs
 from orchestra.stores.engine import StoreEngine
-from orchestra.stores.transaction import FIRST_KEY, Codecs
 
 __all__ = ("EngineWatch",)
 
