@@ -1,7 +1,7 @@
 """Contracts for what others may plug in. The docstrings are the requirements.
 
 A backend is proved against them by `orchestra.testing.check_session_backend`, which is the suite
-that the built-in backends pass too.
+that the built-in backends pass too; a store by `orchestra.testing.check_store`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ import anyio
 from attrs import field, frozen, validators
 
 from orchestra.events import Finished, PermissionReply, PermissionRequest, SessionEvent
+from orchestra.storage import Codec, MVCCStore, Reader, Snapshot, Transaction
 
 __all__ = (
     "Agent",
     "BackendStatistics",
+    "Codec",
+    "MVCCStore",
     "PermissionPolicy",
     "PermissionRule",
     "Policy",
+    "Reader",
     "Session",
     "SessionBackend",
+    "Snapshot",
+    "Transaction",
     "deny_all",
 )
 

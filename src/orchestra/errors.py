@@ -13,9 +13,15 @@ from orchestra.events import CircuitState
 
 __all__ = (
     "AgentNotFoundError",
+    "AmbiguousCommitError",
+    "AmbiguousItemError",
     "CapacityError",
     "CircuitOpenError",
+    "CompactedError",
     "ConfigurationError",
+    "ConflictError",
+    "ItemNotFoundError",
+    "LeaseLostError",
     "MissionError",
     "ModelNotFoundError",
     "OrchestraError",
@@ -23,9 +29,15 @@ __all__ = (
     "PressureError",
     "RejectedError",
     "RemoteProtocolError",
+    "SchemaError",
     "ServerError",
     "SessionError",
     "SessionLostError",
+    "StoreBusyError",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreFullError",
+    "StoreReadOnlyError",
     "TransportError",
 )
 
@@ -187,3 +199,120 @@ class MissionError(OrchestraError):
 
 class PlanError(MissionError):
     """A plan is not usable; the message names every fault."""
+
+
+class ItemNotFoundError(MissionError, LookupError):
+    """No item of the list is meant by the reference; nothing was changed."""
+
+
+class AmbiguousItemError(MissionError, LookupError):
+    """Several items of the list could be meant by the reference; nothing was changed."""
+
+
+class StoreError(OrchestraError):
+    """A store did not do what it was asked; nothing that was committed is lost."""
+
+
+class ConflictError(StoreError):
+    """Somebody else changed what the transaction relies on; nothing of it was committed.
+
+    Args:
+        keys: The keys that changed, sorted; none when ``outcome()`` has settled the id.
+        read_revision: The revision that the transaction had read.
+        revision: The store's revision when the transaction was refused.
+    """
+
+    def __init__(self, keys: tuple[str, ...], read_revision: int, revision: int) -> None:
+        super().__init__(keys, read_revision, revision)
+        self.keys = keys
+        self.read_revision = read_revision
+        self.revision = revision
+
+    def __str__(self) -> str:
+        if not self.keys:
+            return "outcome() has settled that this transaction is not committed; begin a new one"
+        names = ", ".join(map(repr, self.keys[:3])) + (", ..." if len(self.keys) > 3 else "")
+        return (
+            f"{names} changed between revision {self.read_revision}, which the transaction read, "
+            f"and revision {self.revision}; read again and repeat, as transact() does"
+        )
+
+
+class CompactedError(StoreError):
+    """The revision is older than what the store has kept.
+
+    Args:
+        revision: What was asked for.
+        compacted: The oldest revision that can still be read.
+    """
+
+    def __init__(self, revision: int, compacted: int) -> None:
+        super().__init__(revision, compacted)
+        self.revision = revision
+        self.compacted = compacted
+
+    def __str__(self) -> str:
+        return (
+            f"revision {self.revision} has been compacted, the oldest one kept is "
+            f"{self.compacted}; take a new snapshot and go on from its revision"
+        )
+
+
+class AmbiguousCommitError(StoreError):
+    """It is not known whether the transaction was committed.
+
+    Args:
+        transaction_id: Ask the store's ``outcome()`` for it, or commit it again under this id.
+        reason: What happened, as the end of a sentence.
+    """
+
+    def __init__(self, transaction_id: str, reason: str) -> None:
+        super().__init__(transaction_id, reason)
+        self.transaction_id = transaction_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"it is not known whether transaction {self.transaction_id} was committed: "
+            f"{self.reason}; ask outcome() with its id"
+        )
+
+
+class LeaseLostError(StoreError):
+    """The lease is somebody else's by now; what its holder still does must not count.
+
+    Args:
+        name: The lease.
+        fence: The fencing number that is out of date.
+    """
+
+    def __init__(self, name: str, fence: int) -> None:
+        super().__init__(name, fence)
+        self.name = name
+        self.fence = fence
+
+    def __str__(self) -> str:
+        return (
+            f"lease {self.name!r} with fencing number {self.fence} is over; "
+            "give up what was done under it and take a new lease"
+        )
+
+
+class StoreFullError(StoreError):
+    """There is no room on the disk; nothing of the transaction was committed."""
+
+
+class StoreReadOnlyError(StoreError):
+    """The store can be read but not written."""
+
+
+class StoreCorruptError(StoreError):
+    """The file is damaged, or is not a store."""
+
+
+class SchemaError(StoreError):
+    """The data was written by a newer program, or has a form that its codec does not take."""
+
+
+class StoreBusyError(RejectedError, StoreError):
+    """Another process holds the store's lock; nothing was started, so trying again is safe."""

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestra.testing.clock import settle, virtual_time_options
     from orchestra.testing.contract import SESSION_CHECKS, check_session_backend
+    from orchestra.testing.linearizability import (
+        History,
+        NotLinearizableError,
+        Operation,
+        SequentialModel,
+        check_linearizable,
+    )
     from orchestra.testing.model_script import ModelRequest, Rule, agent_of
     from orchestra.testing.model_server import (
         ScriptedModel,
@@ -32,28 +39,36 @@ if TYPE_CHECKING:
         play,
         random_schedule,
     )
+    from orchestra.testing.stores import STORE_CHECKS, check_store
 
 __all__ = (
     "SESSION_CHECKS",
+    "STORE_CHECKS",
     "Action",
     "CutStream",
     "Failure",
     "Hang",
+    "History",
     "InvalidChunk",
     "Job",
     "ModelRequest",
+    "NotLinearizableError",
+    "Operation",
     "Reply",
     "Rule",
     "ScheduleStep",
     "ScriptedFailure",
     "ScriptedModel",
     "ScriptedModelStatistics",
+    "SequentialModel",
     "Step",
     "ToolCall",
     "UnmatchedRequest",
     "Usage",
     "agent_of",
+    "check_linearizable",
     "check_session_backend",
+    "check_store",
     "play",
     "random_schedule",
     "settle",
@@ -62,25 +77,32 @@ __all__ = (
 
 _HOMES = {
     "SESSION_CHECKS": "orchestra.testing.contract",
+    "STORE_CHECKS": "orchestra.testing.stores",
     "Action": "orchestra.testing.schedule",
     "CutStream": "orchestra.testing.model_steps",
     "Failure": "orchestra.testing.model_steps",
     "Hang": "orchestra.testing.model_steps",
+    "History": "orchestra.testing.linearizability",
     "InvalidChunk": "orchestra.testing.model_steps",
     "Job": "orchestra.testing.schedule",
     "ModelRequest": "orchestra.testing.model_script",
+    "NotLinearizableError": "orchestra.testing.linearizability",
+    "Operation": "orchestra.testing.linearizability",
     "Reply": "orchestra.testing.model_steps",
     "Rule": "orchestra.testing.model_script",
     "ScheduleStep": "orchestra.testing.schedule",
     "ScriptedFailure": "orchestra.testing.schedule",
     "ScriptedModel": "orchestra.testing.model_server",
     "ScriptedModelStatistics": "orchestra.testing.model_server",
+    "SequentialModel": "orchestra.testing.linearizability",
     "Step": "orchestra.testing.model_steps",
     "ToolCall": "orchestra.testing.model_steps",
     "UnmatchedRequest": "orchestra.testing.model_server",
     "Usage": "orchestra.testing.model_steps",
     "agent_of": "orchestra.testing.model_script",
+    "check_linearizable": "orchestra.testing.linearizability",
     "check_session_backend": "orchestra.testing.contract",
+    "check_store": "orchestra.testing.stores",
     "play": "orchestra.testing.schedule",
     "random_schedule": "orchestra.testing.schedule",
     "settle": "orchestra.testing.clock",
