@@ -35,6 +35,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Path|Any|Self|TracebackType|PathLike|Enum|ABC|TypeAlias)"),
     (r"py:.*", r"(Async)?(Iterator|Iterable|Generator)|Mapping|Callable|Awaitable|Sequence"),
     (r"py:.*", r"(threading|concurrent\.futures)\..*|orchestra\.\w+\.[TRD]|Future"),
+    (r"py:.*", r"Tokens|Lane"),  # private names in signatures
     (r"py:.*", r"orchestra\..*\.[TP]|random\.Random"),
     (r"py:.*", r"AbstractAsyncContextManager|AsyncContextManagerMixin|CapacityLimiter|TaskGroup"),
     (

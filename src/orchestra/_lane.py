@@ -463,7 +463,7 @@ class ConcurrencyToken:
 
     @property
     def key(self) -> str:
-        """Whose slots they are: the key, or its provider if the limit is the provider's."""
+        """The key whose slots they are, or its provider if the limit is the provider's."""
         return self._lane.key
 
     @property

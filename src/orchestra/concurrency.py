@@ -164,7 +164,7 @@ class ConcurrencyController(AsyncContextManagerMixin):
             model_tokens: How many model tokens the work is expected to cost, for a rate limit.
 
         Returns:
-            To be awaited: the token; the caller must end it.
+            A coroutine, to be awaited, that gives the token; the caller must end it.
 
         Raises:
             CapacityError: Too many wait already, or the controller is closed.
@@ -250,9 +250,9 @@ class ConcurrencyController(AsyncContextManagerMixin):
     ) -> AbstractAsyncContextManager[ConcurrencyToken]:
         """Hold a slot for the length of a block.
 
-        A block that ends normally ends the token as `~ConcurrencyToken.success`; one that ends
-        with an exception of ``dropped_on`` as `~ConcurrencyToken.dropped`, with any other or a
-        cancellation as `~ConcurrencyToken.ignore`. The block may end it earlier.
+        A block that ends normally ends the token as `ConcurrencyToken.success`; one that ends
+        with an exception of ``dropped_on`` as `ConcurrencyToken.dropped`, with any other or a
+        cancellation as `ConcurrencyToken.ignore`. The block may end it earlier.
 
         Entering is a checkpoint like `acquire`; leaving is none.
 

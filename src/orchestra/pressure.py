@@ -42,7 +42,7 @@ class MemoryPressure:
         threshold: The part in use above which memory is short; above 0.0, at most 1.0.
         stall_threshold: The part of the time, likewise.
         interval: The least seconds between two readings, above 0.
-        probe: Reads the memory; it should not block. By default `read_memory`. When it raises
+        probe: Reads the memory; it should not block. By default ``read_memory``. When it raises
             ``OSError`` or ``ValueError`` the last reading stays.
 
     Raises:
