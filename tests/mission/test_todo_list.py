@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestra import MemoryStore, MVCCStore, SQLiteStore
 from orchestra.errors import AmbiguousItemError, ItemNotFoundError
+from orchestra.opencode.mission.todo_file import digest_of, replace_section
 from orchestra.opencode.mission.todo_list import TodoList
 from orchestra.opencode.mission.todo_merge import TodoConflict, match_lines, merge_documents
 from orchestra.opencode.mission.todo_text import (
@@ -416,6 +417,16 @@ async def test_following_survives_replacement_of_the_file(tmp_path: Path) -> Non
             await todo.add("from the store")
             await until_shown("from the store")
         assert "from the store" in body(path)
+
+
+def test_an_edit_in_the_last_moment_is_not_overwritten(tmp_path: Path) -> None:
+    """The file is not written when it is another one than was read."""
+    path = tmp_path / "TODO.md"
+    path.write_text("what was read")
+    expected = digest_of(path.read_text())
+    path.write_text("what somebody has just written")
+    assert replace_section(path, "section", expected, is_synced=False) is None
+    assert path.read_text() == "what somebody has just written"
 
 
 async def test_removing_the_file_removes_no_item(store: MVCCStore, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ async def scenario(directory: Path, durability: str, kill_at: int, names: list[s
         fault=point,
     )
     async with store:
-        for number in range(1, 6):
+        for number in range(1, 11):
             async with store.transaction(author="child") as tx:
                 tx.put("first", number)
                 tx.put("large", f"{number} {LARGE if number < 3 else LARGE[:-number]}")

@@ -61,6 +61,7 @@ def test_a_kill_at_any_write_point_loses_nothing(tmp_path: Path, durability: Dur
     names = (tmp_path / "names").read_text().split("\n")
     assert len(names) > 50
     assert {"create: commit", "group: committed", "record", "body", "forget", "close"} <= set(names)
+    assert ("lengthen: commit" in names) == (durability == "full")
     lost = []
 
     async def check(place: Path, acknowledged: int) -> None:
@@ -367,6 +368,35 @@ async def test_an_io_error_in_the_middle_of_a_commit_is_ambiguous(tmp_path: Path
         assert len(runs) == 2
         assert await store.get("first") == 8
         assert store.statistics().ambiguous == 2
+
+
+async def test_an_error_at_any_write_point_loses_nothing(tmp_path: Path) -> None:
+    """Whatever goes wrong in the middle of a commit, it is undone, and the next one succeeds."""
+    fail_at = -1
+    points: list[str] = []
+
+    def point(name: str) -> None:
+        points.append(name)
+        if len(points) == fail_at:
+            raise OSError(f"no {name}")
+
+    async with at(tmp_path / "store.db", fault=point) as store:
+        await store.put("n", 0)
+        points.clear()
+        await store.put("n", 0)
+        names = list(points)
+        assert names == ["group: begin", "version", "record", "group: commit", "group: committed"]
+        for number, name in enumerate(names[:-1], 1):
+            before = await store.revision()
+            points.clear()
+            fail_at = number
+            with pytest.raises(OSError, match=f"no {name}"):
+                await store.put("n", name)
+            fail_at = -1
+            assert await store.get("n") != name
+            assert await store.put("n", number) == before + 1
+        verification = await store.verify()
+        assert verification, verification.fault
 
 
 async def test_a_read_only_store_reads_and_says_so(tmp_path: Path) -> None:

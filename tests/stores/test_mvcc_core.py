@@ -137,10 +137,14 @@ class VersionedMapMachine(RuleBasedStateMachine):
     def nothing_is_kept_for_longer_than_needed(self) -> None:
         kept = self.states[self.map.floor :]
         later = set().union(*self.changed[self.map.floor + 1 :])
-        assert set(self.map._histories) == set(kept[0]) | later
-        for key in self.map._histories:
-            old = [v for v in self.map.versions(key) if v.revision <= self.map.floor]
-            assert len(old) <= 1
+        found = self.kept()
+        assert set(found) == set(kept[0]) | later
+        for revisions in found.values():
+            assert len([revision for revision in revisions if revision <= self.map.floor]) <= 1
+
+    def kept(self) -> dict[str, list[int]]:
+        """The revisions of each key that are kept."""
+        return {key: [v.revision for v in self.map.versions(key)] for key in self.map._histories}
 
 
 VersionedMapMachine.TestCase.settings = settings(

@@ -83,8 +83,18 @@ def stamp_of(path: Path) -> object:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def replace_section(path: Path, section: str, expected: bytes, is_synced: bool) -> str | None:  # noqa: FBT001  (called through a thread)
-    """Write the section into the file; None when the file is not the one that was read."""
+def replace_section(path: Path, section: str, expected: bytes, *, is_synced: bool) -> str | None:
+    """Write the section into the file, unless somebody else has written it meanwhile.
+
+    Args:
+        path: The file.
+        section: What `wrap_section` returned.
+        expected: The digest of the text that was read.
+        is_synced: Whether the file survives the loss of power.
+
+    Returns:
+        The new text; None when the file is not the one that was read.
+    """
     text = read_text(path)
     if digest_of(text) != expected:
         return None

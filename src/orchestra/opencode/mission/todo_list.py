@@ -427,7 +427,7 @@ class TodoList:
             return
         section = wrap_section([line for _, line in document], revision)
         text = await anyio.to_thread.run_sync(
-            replace_section, self._path, section, self._digest, self._is_synced
+            partial(replace_section, self._path, section, self._digest, is_synced=self._is_synced)
         )
         if text is not None:
             self._digest = digest_of(text)
