@@ -39,7 +39,8 @@ from orchestra.opencode.mission.events import (
 from orchestra.opencode.mission.messages import read_task
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport, TaskState
-from orchestra.opencode.mission.runner import Mission, run_mission
+from orchestra.opencode.mission.run import run_mission
+from orchestra.opencode.mission.runner import Mission
 
 ACCEPT = '{"verdict": "accept"}'
 REJECT = '{"verdict": "reject", "reasons": ["there is no test"]}'

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_files import ReportFiles, write_report
     from orchestra.opencode.mission.report_html import report_to_html
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
-    from orchestra.opencode.mission.runner import Mission, MissionStatistics, run_mission
+    from orchestra.opencode.mission.run import run_mission
+    from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.statistics import MissionStatistics
 
 __all__ = (
     "ROLE_AGENTS",
@@ -116,7 +118,7 @@ _HOMES = {
     "MissionReport": "orchestra.opencode.mission.report",
     "MissionSettings": "orchestra.opencode.mission.plan",
     "MissionStarted": "orchestra.opencode.mission.events",
-    "MissionStatistics": "orchestra.opencode.mission.runner",
+    "MissionStatistics": "orchestra.opencode.mission.statistics",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
     "Plan": "orchestra.opencode.mission.plan",
@@ -141,7 +143,7 @@ _HOMES = {
     "report_from_json": "orchestra.opencode.mission.report_json",
     "report_to_html": "orchestra.opencode.mission.report_html",
     "report_to_json": "orchestra.opencode.mission.report_json",
-    "run_mission": "orchestra.opencode.mission.runner",
+    "run_mission": "orchestra.opencode.mission.run",
     "write_report": "orchestra.opencode.mission.report_files",
 }
 

@@ -19,7 +19,7 @@ from orchestra import EmbeddedBackend, Turn
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
-from orchestra.opencode.mission.runner import run_mission
+from orchestra.opencode.mission.run import run_mission
 
 __all__ = ("Examination", "Finding", "examine")
 

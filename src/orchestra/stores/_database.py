@@ -388,10 +388,10 @@ class Database(StoreFile):
         digests: set[bytes] = set()
         for key in keys:
             rows = sql.execute(
-                "DELETE FROM versions WHERE namespace = ?1 AND key = ?2 AND revision < "
+                "DELETE FROM versions WHERE namespace = ? AND key = ? AND revision < "
                 "(SELECT max(revision) FROM versions "
-                "WHERE namespace = ?1 AND key = ?2 AND revision <= ?3) RETURNING digest",
-                (namespace, key, limit),
+                "WHERE namespace = ? AND key = ? AND revision <= ?) RETURNING digest",
+                (namespace, key, namespace, key, limit),
             )
             digests.update(digest for (digest,) in rows if digest is not None)
             sql.execute(
@@ -402,9 +402,9 @@ class Database(StoreFile):
         self.fault("forget")
         for digest in digests:
             sql.execute(
-                "DELETE FROM bodies WHERE digest = ?1 AND NOT EXISTS "
-                "(SELECT 1 FROM versions WHERE digest = ?1)",
-                (digest,),
+                "DELETE FROM bodies WHERE digest = ? AND NOT EXISTS "
+                "(SELECT 1 FROM versions WHERE digest = ?)",
+                (digest, digest),
             )
         sql.execute("UPDATE namespaces SET floor = ? WHERE id = ?", (limit, namespace))
         return limit

@@ -191,6 +191,14 @@ class MissionMachine:
         """Return every task's state, in plan order."""
         return {task.spec.id: task.state for task in self._tasks.values()}
 
+    def task_report(self, task_id: str) -> TaskReport:
+        """Return what is known of one task.
+
+        Args:
+            task_id: A task of the plan.
+        """
+        return self._tasks[task_id].report()
+
     def task_reports(self) -> tuple[TaskReport, ...]:
         """Return what is known of every task, in plan order."""
         return tuple(task.report() for task in self._tasks.values())

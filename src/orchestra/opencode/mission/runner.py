@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -14,14 +13,21 @@ from typing import final
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from attrs import field, frozen
 
-from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
+from orchestra import (
+    Agent,
+    ConcurrencyController,
+    MemoryStore,
+    MVCCStore,
+    Session,
+    SessionBackend,
+    background_tasks,
+)
 from orchestra.errors import (
     OrchestraError,
+    StoreError,
 )
 from orchestra.events import (
     Finished,
@@ -51,6 +57,7 @@ from orchestra.opencode.mission.events import (
 )
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
@@ -75,40 +82,16 @@ from orchestra.opencode.mission.report import (
     Span,
     TaskState,
 )
+from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.subscriptions import Subscriptions
-from orchestra.opencode.mission.todo import render_todo, write_todo
 from orchestra.opencode.mission.turn import Turn
 
-__all__ = ("Mission", "MissionStatistics", "run_mission")
+__all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
-
-@frozen(kw_only=True)
-class MissionStatistics:
-    """What a mission is doing and has done.
-
-    Attributes:
-        tasks: How many tasks are in each state.
-        turns_running: Agent turns under way.
-        turns_finished: Agent turns that ended.
-        retries: Turns asked again because one failed.
-        permissions: Permission requests that the policy answered.
-        questions: Questions of agents that were answered for the absent person.
-        tool_calls: Tool calls that ended.
-        stale_events: Answers to work that had been given up.
-        sessions_open: Sessions that the mission holds.
-    """
-
-    tasks: Mapping[TaskState, int] = field(factory=dict)
-    turns_running: int = 0
-    turns_finished: int = 0
-    retries: int = 0
-    permissions: int = 0
-    questions: int = 0
-    tool_calls: int = 0
-    stale_events: int = 0
-    sessions_open: int = 0
+_LOOK_INTERVAL = 1.0
+"""Seconds between two looks at TODO.md for what others have written into it."""
 
 
 @final
@@ -130,6 +113,8 @@ class Mission(AsyncContextManagerMixin):
         agents: Agents that replace a role's own.
         settings: The rules of the run.
         listener: Called with each event, at once; one that raises is logged and dropped.
+        store: Where the mission's state is written before anything is done, in a namespace named
+            after its id; an open one. None: in memory, for as long as the mission is.
 
     Raises:
         ValueError: The goal is empty.
@@ -146,6 +131,7 @@ class Mission(AsyncContextManagerMixin):
         agents: Mapping[Role, Agent] | None = None,
         settings: MissionSettings | None = None,
         listener: Callable[[MissionEvent], object] | None = None,
+        store: MVCCStore | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
@@ -158,6 +144,8 @@ class Mission(AsyncContextManagerMixin):
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
         self._witness = Witness(self._directory, skipped=[self._settings.todo_file or ""])
+        self._store = store
+        self._ledger: Ledger  # on entering, when there is a store
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._sessions: dict[str, Session] = {}
@@ -172,7 +160,7 @@ class Mission(AsyncContextManagerMixin):
         self._started_at = ""
         self._is_entered = False
         self._warnings: list[str] = []
-        self._inbox: deque[Event] = deque()
+        self._inbox: list[Event] = []
         self._has_mail = anyio.Event()
 
     # --- for the caller ---
@@ -255,6 +243,10 @@ class Mission(AsyncContextManagerMixin):
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
             self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            store = self._store
+            if store is None:
+                store = await stack.enter_async_context(MemoryStore())
+            self._ledger = self._open_ledger(store)
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -281,12 +273,17 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
+                await self._ledger.begin()
                 commands = self._machine.start()
                 while finish is None:
+                    commands = await self._record(commands)
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
-                        commands = self._machine.handle(await self._next_event())
+                        events = await self._next_events()
+                        commands = [
+                            each for event in events for each in self._machine.handle(event)
+                        ]
                 work.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -304,11 +301,33 @@ class Mission(AsyncContextManagerMixin):
         self._inbox.append(event)
         self._has_mail.set()
 
-    async def _next_event(self) -> Event:
+    async def _next_events(self) -> list[Event]:
         while not self._inbox:
             self._has_mail = anyio.Event()
             await self._has_mail.wait()
-        return self._inbox.popleft()
+        events, self._inbox = self._inbox, []
+        return events
+
+    def _open_ledger(self, store: MVCCStore) -> Ledger:
+        about = {
+            "goal": self._goal,
+            "backend": self._backend.name,
+            "directory": str(self._directory),
+            "started_at": self._started_at,
+        }
+        todo = self._settings.todo_file
+        path = None if todo is None else self._directory / todo
+        return Ledger(store.namespace(self._id), about=about, todo_path=path)
+
+    async def _record(self, commands: list[Command]) -> list[Command]:
+        """Write what was decided; if that fails, the decision is to end the mission."""
+        try:
+            await self._ledger.record(commands, self._machine.task_report)
+        except StoreError as exc:
+            reason = f"the mission's state cannot be written: {exc}"
+            stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
+            return [*commands, *self._machine.handle(stop)]
+        return commands
 
     def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
         if isinstance(command, Ask):
@@ -502,26 +521,21 @@ class Mission(AsyncContextManagerMixin):
         )
 
     async def _keep_todo(self) -> None:
-        """Write the plan whenever it changed; changes during a write are written together."""
+        """Write the plan whenever it changed, and look for edits of others in between."""
         while True:
-            await self._is_todo_stale.wait()
+            with anyio.move_on_after(_LOOK_INTERVAL):
+                await self._is_todo_stale.wait()
+            self._is_todo_stale = anyio.Event()
             with anyio.CancelScope(shield=True):
                 await self._write_todo()
 
     async def _write_todo(self) -> None:
-        plan = self._machine.plan
-        if self._settings.todo_file is None or plan is None or not self._is_todo_stale.is_set():
-            return
-        self._is_todo_stale = anyio.Event()
-        states = self._machine.states()
-
-        def write(path: Path) -> None:
-            write_todo(path, render_todo(self._goal, plan, states))
-
         try:
-            await anyio.to_thread.run_sync(write, self._directory / self._settings.todo_file)
-        except OSError as exc:
+            await self._ledger.project()
+        except (OSError, StoreError) as exc:
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
+        while self._ledger.warnings:
+            self._warn(self._ledger.warnings.pop())
 
     def _now(self) -> float:
         return anyio.current_time() - self._started
@@ -557,44 +571,3 @@ class Mission(AsyncContextManagerMixin):
             evidence=evidence,
             statistics={**self._counts, "retries": self._machine.retries},
         )
-
-
-async def run_mission(
-    goal: str,
-    *,
-    backend: SessionBackend,
-    directory: Path | str = ".",
-    plan: Plan | None = None,
-    agents: Mapping[Role, Agent] | None = None,
-    settings: MissionSettings | None = None,
-    listener: Callable[[MissionEvent], object] | None = None,
-) -> MissionReport:
-    """Run a mission to its end. Always a checkpoint.
-
-    Args:
-        goal: What the mission is for.
-        backend: Where the agents run. One that is not open is entered, and left afterwards.
-        directory: The workspace.
-        plan: A ready plan; None: commander and planner make one.
-        agents: Agents that replace a role's own.
-        settings: The rules of the run.
-        listener: Called with each event, at once; one that raises is logged and dropped.
-
-    Returns:
-        The report, however the mission ended.
-
-    Raises:
-        ValueError: The goal is empty.
-        NotADirectoryError: The workspace does not exist.
-        OrchestraError: The backend cannot be entered.
-    """
-    async with Mission(
-        goal,
-        backend=backend,
-        directory=directory,
-        plan=plan,
-        agents=agents,
-        settings=settings,
-        listener=listener,
-    ) as mission:
-        return await mission.wait_finished()

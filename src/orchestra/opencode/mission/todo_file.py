@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from orchestra.opencode.mission.todo_text import TodoLine, parse_lines, split_section
@@ -12,6 +15,7 @@ from orchestra.opencode.mission.todo_text import TodoLine, parse_lines, split_se
 __all__ = (
     "digest_of",
     "list_of",
+    "place_section",
     "read_text",
     "replace_section",
     "stamp_of",
@@ -30,22 +34,33 @@ def write_atomically(path: Path, text: str, *, is_synced: bool = True) -> None:
     Raises:
         OSError: It cannot be written; the old file is as it was.
     """
+    mode = None
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(_status(path).st_mode)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        mode = path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        mode = 0o644
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with temporary.open("xb") as file:  # a new file gets what the user's mask allows
+            file.write(text.encode("utf-8", errors="surrogateescape"))
             file.flush()
-            os.fchmod(file.fileno(), mode)
             if is_synced:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105  (the name of an open temporary file)
+        if mode is not None:
+            temporary.chmod(mode)
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)  # noqa: PTH108  (the same)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _status(path: Path) -> os.stat_result:
+    """Return what the file is, which must be a regular one.
+
+    A symbolic link could lead out of the workspace, and a pipe would block.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return status
 
 
 def digest_of(text: str) -> bytes:
@@ -67,9 +82,14 @@ def list_of(text: str) -> tuple[list[TodoLine], int | None, bool]:
 
 
 def read_text(path: Path) -> str:
-    """Return the file's text; empty when there is no file."""
+    """Return the file's text as it is, line ends and all; empty when there is no file.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        _status(path)
+        return path.read_bytes().decode("utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return ""
 
@@ -77,7 +97,7 @@ def read_text(path: Path) -> str:
 def stamp_of(path: Path) -> object:
     """Return what changes when the file is rewritten or replaced; None when there is none."""
     try:
-        found = path.stat()
+        found = path.lstat()
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
@@ -106,3 +126,22 @@ def replace_section(path: Path, section: str, expected: bytes, *, is_synced: boo
     new = before + section + after
     write_atomically(path, new, is_synced=is_synced)
     return new
+
+
+def place_section(path: Path, section: str) -> None:
+    """Put a section into the file in place of the one that is there, or before all else. Blocks.
+
+    What stands around it stays as it is.
+
+    Args:
+        path: The file; made when it does not exist.
+        section: The section, with its marks.
+
+    Raises:
+        OSError: It cannot be read or written, or is no regular file.
+    """
+    text = read_text(path)
+    before, inner, _, after = split_section(text)
+    if inner is None:
+        before, after = "", f"\n\n{text}" if text else "\n"
+    write_atomically(path, before + section + after)

@@ -20,7 +20,9 @@ __all__ = (
 
 _ITEM = re.compile(r"^([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+\[([ xX/-])\](?:[ \t]+(.*?))?[ \t]*$")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})(.*)$")
-_BEGIN = re.compile(r"^<!-- orchestra:begin\b(?:[^>]*?\brevision=(\d+))?.*-->[ \t]*$", re.MULTILINE)
+_BEGIN = re.compile(
+    r"^<!-- orchestra:begin\b(?:[^>]*?\brevision=(\d+))?.*-->[ \t]*\r?$", re.MULTILINE
+)
 _END = "<!-- orchestra:end -->"
 
 
@@ -116,7 +118,7 @@ def split_section(text: str) -> tuple[str, str | None, int | None, str]:
     if end < 0:
         return "", None, None, text
     revision = None if begin[1] is None else int(begin[1])
-    inner = text[begin.end() : end].strip("\n")
+    inner = text[begin.end() : end].replace("\r\n", "\n").strip("\n")
     return text[: begin.start()], inner, revision, text[end + len(_END) :]
 
 

@@ -1,0 +1,58 @@
+"""A whole mission in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestra import Agent, MVCCStore, SessionBackend
+from orchestra.opencode.mission.events import MissionEvent
+from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
+from orchestra.opencode.mission.report import MissionReport
+from orchestra.opencode.mission.runner import Mission
+
+__all__ = ("run_mission",)
+
+
+async def run_mission(
+    goal: str,
+    *,
+    backend: SessionBackend,
+    directory: Path | str = ".",
+    plan: Plan | None = None,
+    agents: Mapping[Role, Agent] | None = None,
+    settings: MissionSettings | None = None,
+    listener: Callable[[MissionEvent], object] | None = None,
+    store: MVCCStore | None = None,
+) -> MissionReport:
+    """Run a mission to its end. Always a checkpoint.
+
+    Args:
+        goal: What the mission is for.
+        backend: Where the agents run. One that is not open is entered, and left afterwards.
+        directory: The workspace.
+        plan: A ready plan; None: commander and planner make one.
+        agents: Agents that replace a role's own.
+        settings: The rules of the run.
+        listener: Called with each event, at once; one that raises is logged and dropped.
+        store: Where the mission's state is written; an open one. None: in memory.
+
+    Returns:
+        The report, however the mission ended.
+
+    Raises:
+        ValueError: The goal is empty.
+        NotADirectoryError: The workspace does not exist.
+        OrchestraError: The backend cannot be entered.
+    """
+    async with Mission(
+        goal,
+        backend=backend,
+        directory=directory,
+        plan=plan,
+        agents=agents,
+        settings=settings,
+        listener=listener,
+        store=store,
+    ) as mission:
+        return await mission.wait_finished()
