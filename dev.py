@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         argv: The arguments, without the program's name.
 
     Returns:
-        The exit code of what was run; 2 when the set-up failed.
+        The exit code of what was run; 2 when the set-up failed, 130 when it was interrupted.
     """
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="(default: .venv)")
@@ -52,6 +52,8 @@ def main(argv: list[str]) -> int:
             raise SetupError(f"this is Python {version}; run dev.py with Python 3.11 or newer")
         if options.command == "demo":
             scripts = prepare(venv, extra="cli")
+            # The mission's commands say python3: that shall be this one, and not an older one.
+            os.environ["PATH"] = os.pathsep.join([str(scripts), os.environ.get("PATH", os.defpath)])
             return run([str(scripts / "orchestra"), "run", DEMO, *rest])
         if options.command == "install":
             if rest:
@@ -63,6 +65,9 @@ def main(argv: list[str]) -> int:
     except SetupError as exc:
         print(f"dev.py: {exc}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("dev.py: interrupted; repeat the command to go on", file=sys.stderr)
+        return 130
 
 
 def run_tests(scripts: Path, arguments: list[str]) -> int:
@@ -97,8 +102,13 @@ def prepare(venv: Path, *, extra: str, groups: list[str] | tuple[str, ...] = ())
     scripts = venv / ("Scripts" if os.name == "nt" else "bin")
     if not venv.exists():
         say(f"making {venv.name} with Python {sys.version.split()[0]}")
-        if quietly([sys.executable, "-m", "venv", str(venv)]):
-            shutil.rmtree(venv, ignore_errors=True)
+        is_made = False
+        try:
+            is_made = quietly([sys.executable, "-m", "venv", str(venv)]) == 0
+        finally:
+            if not is_made:  # also when it was interrupted: half an environment helps nobody
+                shutil.rmtree(venv, ignore_errors=True)
+        if not is_made:
             raise SetupError(
                 "python3 -m venv failed; install the venv module (on Debian and Ubuntu: "
                 "apt install python3-venv) and repeat the command"

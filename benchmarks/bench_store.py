@@ -18,9 +18,9 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
-from benchmarks.frame import Benchmark, Measure, Row
 from hypothesis import strategies as st
 
+from benchmarks.frame import Benchmark, Measure, Row
 from orchestra import MemoryStore, RawCodec, SQLiteStore, Transaction
 from orchestra._core.mvcc import VersionedMap
 from orchestra.opencode.mission.todo_list import TodoList

@@ -13,7 +13,7 @@ release = __version__
 version = ".".join(__version__.split(".")[:2])
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks"]
 html_theme = "furo"
 html_title = f"orchestra {version}"
 default_role = "any"
@@ -30,9 +30,12 @@ python_use_unqualified_type_names = True
 
 # Names of other projects. Their documentation is elsewhere, and building this one needs no network.
 nitpick_ignore_regex = [
+    (r"py:.*", r"(orchestra\.\w+\.)?[PT]"),  # what a decorator takes and gives
     (r"py:.*", r"(anyio|attrs?|collections|pathlib|types|typing|os|enum|contextlib|abc|re)\..*"),
     (r"py:.*", r"(Path|Any|Self|TracebackType|PathLike|Enum|ABC|TypeAlias)"),
     (r"py:.*", r"(Async)?(Iterator|Iterable|Generator)|Mapping|Callable|Awaitable|Sequence"),
+    (r"py:.*", r"(threading|concurrent\.futures)\..*|orchestra\.\w+\.[TRD]|Future"),
+    (r"py:.*", r"Tokens|Lane"),  # private names in signatures
     (r"py:.*", r"orchestra\..*\.[TP]|random\.Random"),
     (r"py:.*", r"AbstractAsyncContextManager|AsyncContextManagerMixin|CapacityLimiter|TaskGroup"),
     (
@@ -42,7 +45,12 @@ nitpick_ignore_regex = [
 ]
 
 # What only factories make: how it is constructed is nobody's business.
-FROM_FACTORIES = {"orchestra.Turn", "orchestra.ConcurrencyToken"}
+FROM_FACTORIES = {
+    "orchestra.ConcurrencyToken",
+    "orchestra.Stealer",
+    "orchestra.TaskScope",
+    "orchestra.Turn",
+}
 
 
 def hide_private_constructor(*arguments: Any) -> tuple[str, None] | None:

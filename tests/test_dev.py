@@ -82,6 +82,24 @@ def test_missing_venv_module_is_told_so(
     assert not (tmp_path / "venv").exists()
 
 
+def test_interrupted_setup_leaves_nothing_half_made(
+    dev: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C while the environment is made is one sentence and exit code 130."""
+
+    def interrupted(command: list[str]) -> int:
+        Path(command[-1]).mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dev, "quietly", interrupted)
+    assert dev.main(["--venv", str(tmp_path / "venv"), "demo"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "venv").exists()
+
+
 def test_environment_is_installed_once(dev: ModuleType, tmp_path: Path) -> None:
     """Pip runs again only for what is not there yet, or when the pins changed."""
     log = tmp_path / "log"
@@ -100,6 +118,18 @@ def test_environment_is_installed_once(dev: ModuleType, tmp_path: Path) -> None:
     stamp.write_text(stamp.read_text().replace('"pins": "', '"pins": "other'))
     dev.prepare(tmp_path / "venv", extra="all")
     assert installs() == 3
+
+
+def test_demo_runs_the_mission_with_its_own_python(
+    dev: ModuleType, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The demo runs the example with more arguments, and python3 is that of the environment."""
+    program(tmp_path / "venv/bin/python", "exit 0")
+    program(tmp_path / "venv/bin/python3", 'echo "own python3"')
+    program(tmp_path / "venv/bin/orchestra", 'echo "$@"; python3; exit 1')
+    assert dev.main(["--venv", str(tmp_path / "venv"), "demo", "--json"]) == 1
+    assert capfd.readouterr().out.splitlines()[-2:] == [f"run {dev.DEMO} --json", "own python3"]
+    assert (ROOT / dev.DEMO).is_file()
 
 
 def test_failed_install_is_tried_again(

@@ -15,9 +15,26 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = {
     "orchestra": 0,
     "orchestra._core": 1,
+    "orchestra._admission": 2,
+    "orchestra._functions": 2,
+    "orchestra._lane": 2,
+    "orchestra._lease": 2,
+    "orchestra._listeners": 2,
+    "orchestra._waiting": 2,
+    "orchestra._groups": 2,
+    "orchestra._native": 1,
+    "orchestra._scheduler": 2,
     "orchestra.background": 2,
+    "orchestra.breaker": 2,
+    "orchestra.bulkhead": 2,
     "orchestra.concurrency": 2,
+    "orchestra.pipeline": 2,
+    "orchestra.pressure": 2,
     "orchestra.processes": 2,
+    "orchestra.retry": 2,
+    "orchestra.scopes": 2,
+    "orchestra.stealing": 2,
+    "orchestra.workers": 2,
     "orchestra.sessions": 3,
     "orchestra.stores": 3,
     "orchestra.opencode": 4,
@@ -34,6 +51,7 @@ EXTRAS = {
     "h11": ("orchestra.testing",),
 }
 LOOPS = {"asyncio", "trio", "curio", "uvloop"}
+NATIVE = "orchestra._waiting"  # the one home of native waiters
 SANS_IO = LOOPS | {"anyio", "socket", "subprocess", "threading", "time", "random", "os", "pathlib"}
 
 
@@ -121,9 +139,11 @@ def test_the_mission_uses_public_names_only(name: str) -> None:
         assert set(found.names) <= set(public), place
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if not is_within(n, "orchestra.testing")])
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if not is_within(n, "orchestra.testing") and n != NATIVE]
+)
 def test_only_the_kit_knows_an_event_loop(name: str) -> None:
-    """No module outside the test kit imports asyncio or trio: everything goes through anyio."""
+    """Only the test kit and the home of native waiters import a loop: the rest goes through anyio."""
     assert not [found for found in imports(name) if found.top in LOOPS]
 
 
@@ -138,6 +158,15 @@ PURE = [
 def test_pure_cores_know_no_clock_and_no_io(name: str) -> None:
     """A pure core imports no loop, clock, randomness, thread, process, file or socket."""
     assert not [found for found in imports(name) if found.top in SANS_IO]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not is_within(n, "orchestra._native")])
+def test_one_module_knows_the_c_boundary(name: str) -> None:
+    """Only `orchestra.stealing` imports the extension's package, and nothing imports cffi."""
+    for found in imports(name):
+        is_boundary = is_within(found.module, "orchestra._native")
+        assert not is_boundary or name == "orchestra.stealing", f"{name}:{found.line}"
+        assert found.top != "cffi", f"{name}:{found.line}"
 
 
 @pytest.mark.parametrize("name", list(MODULES))

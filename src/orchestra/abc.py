@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
 from attrs import field, frozen, validators
@@ -26,6 +26,7 @@ __all__ = (
     "MVCCStore",
     "PermissionPolicy",
     "PermissionRule",
+    "Policy",
     "Reader",
     "Session",
     "SessionBackend",
@@ -33,6 +34,9 @@ __all__ = (
     "Transaction",
     "deny_all",
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PermissionPolicy: TypeAlias = Callable[
     [PermissionRequest], PermissionReply | Awaitable[PermissionReply]
@@ -287,3 +291,26 @@ class SessionBackend(ABC):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None: ...
+
+
+class Policy(Protocol):
+    """Something that stands around a call: a time limit, a breaker, a slot, a repetition.
+
+    `orchestra.Pipeline` puts policies together. A policy must see to this:
+
+    * It returns what the function returns and raises what the function raises, or an error of its
+      own; it never swallows or replaces cancellation.
+    * When it does not call the function at all, it raises a `RejectedError`.
+    * Whatever it holds during the call is given back however the call ends.
+    * It may be used by many tasks at the same time.
+    """
+
+    async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call an async function under this policy.
+
+        Args:
+            fn: What to call.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+        """
+        ...

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 __all__ = ("background_tasks",)
@@ -17,8 +18,8 @@ async def background_tasks() -> AsyncIterator[TaskGroup]:
 
     A plain task group waits for its tasks and wraps what the block raises in an
     ``ExceptionGroup``. An object that hides a task group behind ``async with`` wants neither:
-    what the block raises comes out as it is. A background task that fails cancels the block and
-    is raised as an ``ExceptionGroup``, as by a task group.
+    what the block raises comes out as it is, also while it is being cancelled. A background task
+    that fails cancels the block and is raised as an ``ExceptionGroup``, as by a task group.
 
     Leaving is a checkpoint.
     """
@@ -35,8 +36,12 @@ async def background_tasks() -> AsyncIterator[TaskGroup]:
         if failure is None:
             raise
         raise BaseExceptionGroup(group_error.message, [*group_error.exceptions, failure]) from None
+    except anyio.get_cancelled_exc_class():
+        if failure is None:
+            raise
     if failure is not None:
         try:
             raise failure
         finally:
             del failure
+    await anyio.lowlevel.checkpoint()

@@ -9,10 +9,14 @@ Every error pickles.
 
 from __future__ import annotations
 
+from orchestra.events import CircuitState
+
 __all__ = (
     "AgentNotFoundError",
     "AmbiguousCommitError",
     "AmbiguousItemError",
+    "CapacityError",
+    "CircuitOpenError",
     "CompactedError",
     "ConfigurationError",
     "ConflictError",
@@ -22,6 +26,7 @@ __all__ = (
     "ModelNotFoundError",
     "OrchestraError",
     "PlanError",
+    "PressureError",
     "RejectedError",
     "RemoteProtocolError",
     "SchemaError",
@@ -56,11 +61,78 @@ class RejectedError(OrchestraError):
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after)
-        self.message = message
         self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        """What happened and what to do."""
+        return str(self.args[0])
 
     def __str__(self) -> str:
         return self.message
+
+
+class CapacityError(RejectedError):
+    """There is no room to wait in: the queue is full, or its owner is closed."""
+
+
+class PressureError(RejectedError):
+    """Work of low priority was turned away because memory is short.
+
+    Args:
+        message: What happened and what to do.
+        usage: How much of the memory was in use, from 0.0 to 1.0.
+        retry_after: Seconds until trying again makes sense.
+    """
+
+    def __init__(self, message: str, usage: float, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.usage = usage
+
+    def __reduce__(self) -> tuple[type[PressureError], tuple[str, float, float | None]]:
+        return type(self), (self.message, self.usage, self.retry_after)
+
+
+class CircuitOpenError(RejectedError):
+    """A circuit breaker did not let the call through.
+
+    Args:
+        breaker_name: The breaker's name.
+        state: OPEN, HALF_OPEN (every probe is out) or FORCED_OPEN.
+        retry_after: Seconds until the next probe is let through; None unless ``state`` is OPEN.
+        failures: How many failures opened the circuit; 0 when slow calls did.
+    """
+
+    def __init__(
+        self,
+        breaker_name: str,
+        state: CircuitState,
+        retry_after: float | None = None,
+        failures: int = 0,
+    ) -> None:
+        # A breaker that is open must cost less than the call it saves: the sentence is made when
+        # it is read, and the base classes have nothing to add.
+        self.retry_after = retry_after
+        self.breaker_name = breaker_name
+        self.state = state
+        self.failures = failures
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[CircuitOpenError], tuple[str, CircuitState, float | None, int]]:
+        return type(self), (self.breaker_name, self.state, self.retry_after, self.failures)
+
+    @property
+    def message(self) -> str:
+        """The facts, and what to do."""
+        if self.state is CircuitState.FORCED_OPEN:
+            facts = "is held open by isolate(); call reset() to close it"
+        elif self.state is CircuitState.HALF_OPEN:
+            facts = "is half-open and its probes are out; call again when they have ended"
+        else:
+            reason = f"{self.failures} failures" if self.failures else "slow calls"
+            facts = f"is open after {reason}; next probe in {self.retry_after or 0.0:.1f} s"
+        return f"circuit {self.breaker_name!r} {facts}"
 
 
 class ConfigurationError(OrchestraError, ValueError):

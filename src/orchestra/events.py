@@ -1,4 +1,4 @@
-"""What a session tells while a prompt runs: frozen records, for machines.
+"""What sessions and primitives tell: frozen records, for machines.
 
 A turn (one prompt and what comes of it) is a sequence of these events: first `Started`, then any
 number of the others, at the end exactly one `Finished`, after which nothing comes.
@@ -12,6 +12,10 @@ from enum import Enum
 from attrs import field, frozen
 
 __all__ = (
+    "AttemptFailed",
+    "CircuitCause",
+    "CircuitChanged",
+    "CircuitState",
     "FinishReason",
     "Finished",
     "PermissionAsked",
@@ -19,6 +23,7 @@ __all__ = (
     "PermissionRequest",
     "QuestionAsked",
     "RetryScheduled",
+    "RetryVerdict",
     "SessionEvent",
     "Started",
     "TextReceived",
@@ -282,3 +287,80 @@ class Finished(SessionEvent):
     is_truncated: bool = False
     usage: Usage = field(factory=Usage)
     error: TurnError | None = None
+
+
+class CircuitState(Enum):
+    """Where a circuit breaker stands."""
+
+    CLOSED = "closed"
+    """Calls pass and their outcomes are counted."""
+    OPEN = "open"
+    """Calls are rejected until the break is over."""
+    HALF_OPEN = "half-open"
+    """A bounded number of calls pass as probes; their outcomes decide."""
+    FORCED_OPEN = "forced open"
+    """Calls are rejected until somebody resets the breaker."""
+    DISABLED = "disabled"
+    """Calls pass and decide nothing."""
+
+
+class CircuitCause(Enum):
+    """What moves a circuit breaker from one state to another."""
+
+    THRESHOLD_REACHED = "threshold reached"
+    BREAK_OVER = "break over"
+    PROBES_PASSED = "probes passed"
+    PROBE_FAILED = "probe failed"
+    PROBES_OVERDUE = "probes overdue"
+    ISOLATE = "isolate()"
+    DISABLE = "disable()"
+    RESET = "reset()"
+
+
+@frozen(kw_only=True)
+class CircuitChanged:
+    """A circuit breaker took a transition.
+
+    Attributes:
+        name: The breaker's name.
+        previous: Where it stood.
+        state: Where it stands now; the same as ``previous`` after e.g. a ``reset()`` when closed.
+        cause: What moved it.
+        retry_after: Seconds until the next probe is let through; None unless ``state`` is OPEN.
+    """
+
+    name: str
+    previous: CircuitState
+    state: CircuitState
+    cause: CircuitCause
+    retry_after: float | None = None
+
+
+class RetryVerdict(Enum):
+    """What is done about a failed attempt."""
+
+    AGAIN = "again"
+    """It is repeated after a delay."""
+    ATTEMPTS_SPENT = "attempts spent"
+    """It was the last of the permitted attempts."""
+    DEADLINE_REACHED = "deadline reached"
+    """The delay would end after the deadline."""
+    BUDGET_SPENT = "budget spent"
+    """The retry budget has nothing left."""
+
+
+@frozen(kw_only=True)
+class AttemptFailed:
+    """An attempt of a retried call failed with an error that is worth repeating.
+
+    Attributes:
+        attempt: 1 for the first.
+        error: What it raised.
+        verdict: What is done about it.
+        delay: Seconds until the next attempt; None unless ``verdict`` is AGAIN.
+    """
+
+    attempt: int
+    error: Exception
+    verdict: RetryVerdict
+    delay: float | None = None

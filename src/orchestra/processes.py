@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import math
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
@@ -90,22 +94,24 @@ async def _end_group(process: Process) -> None:
         await process.wait()
 
 
-async def _feed(process: Process, data: bytes) -> None:
-    stdin = process.stdin
-    if stdin is None:
+@contextmanager
+def _input(text: str) -> Iterator[IO[bytes] | int]:
+    """Yield what a command reads ``text`` from.
+
+    A file has an end for whoever reads it. A pipe would have to be fed, and a child that left its
+    group, kept it and does not read could stop that for ever.
+    """
+    if not text:
+        yield subprocess.DEVNULL
         return
-    try:
-        if data:
-            await stdin.send(data)
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # it ended, or closed its input, without reading everything: its right
-    finally:
-        with anyio.CancelScope(shield=True):
-            await stdin.aclose()
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode("utf-8", errors="replace"))
+        file.seek(0)
+        yield file
 
 
 class _Reader:
-    """Reads one output to its end; after `linger`, only while something keeps coming."""
+    """Reads one output to its end; after `linger`, waits for more no longer than the grace."""
 
     def __init__(
         self,
@@ -117,12 +123,19 @@ class _Reader:
         self._tail = tail
         self._on_text = on_text
         self._scope = anyio.CancelScope()
-        self._is_lingering = False
+        self._patience = math.inf
+        self._waiting_since = 0.0
 
     def linger(self) -> None:
-        """The process is over: a child that left its group may hold the pipe open for ever."""
-        self._is_lingering = True
-        self._scope.deadline = anyio.current_time() + _GRACE
+        """The process is over: a child that left its group may hold the pipe open for ever.
+
+        What the process left in the pipe is there to be read at once, so it is the time of
+        waiting that counts, in sum: neither a slow listener nor a child that goes on printing
+        changes it.
+        """
+        self._patience = _GRACE
+        self._waiting_since = anyio.current_time()
+        self._scope.deadline = self._waiting_since + _GRACE
 
     async def run(self) -> None:
         if self._stream is None:
@@ -136,14 +149,15 @@ class _Reader:
             await self._on_text(text)
 
     async def _receive(self, stream: ByteReceiveStream) -> bytes:
-        self._scope = anyio.CancelScope()
-        if self._is_lingering:
-            self.linger()
+        self._waiting_since = anyio.current_time()
+        self._scope = anyio.CancelScope(deadline=self._waiting_since + self._patience)
         with self._scope:
             try:
                 return await stream.receive(_CHUNK)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return b""
+            finally:
+                self._patience -= anyio.current_time() - self._waiting_since
         return b""
 
 
@@ -162,7 +176,7 @@ async def run_command(
 
     The command gets its own process group. However the call ends (exit, time-out, cancellation),
     the whole group is told to end, then killed: no child stays behind unless it made itself a
-    group of its own. Its standard input is closed after ``stdin``, so it cannot wait for a
+    group of its own. Its standard input is a file with ``stdin`` in it, so it cannot wait for a
     terminal.
 
     Args:
@@ -178,15 +192,19 @@ async def run_command(
 
     Raises:
         OSError: The program cannot be started.
+        ValueError: ``argv`` is empty, or has what no program can be given (a null character).
+        Exception: What ``on_text`` raised; the command is ended first.
     """
+    if not argv:
+        raise ValueError("the command line is empty: name a program")
     started = time.monotonic()
-    with anyio.CancelScope(shield=True):
+    with anyio.CancelScope(shield=True), _input(stdin) as source:
         # Half a start cannot be undone on asyncio: pipes and process would leak. It is short.
         process = await anyio.open_process(
             list(argv),
             cwd=directory,
             env=environment,
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
             start_new_session=True,
@@ -196,7 +214,6 @@ async def run_command(
     async with process:
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_feed, process, stdin.encode("utf-8", errors="replace"))
                 for reader in readers:
                     group.start_soon(reader.run)
                 with anyio.move_on_after(timeout) as deadline:
@@ -204,8 +221,10 @@ async def run_command(
                 await _end_group(process)
                 for reader in readers:
                     reader.linger()
-        except BaseException:
+        except BaseException as exc:
             await _end_group(process)
+            if isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
+                raise exc.exceptions[0] from None  # the listener's, as it was raised
             raise
     return CommandOutput(
         exit_code=process.returncode if process.returncode is not None else -signal.SIGKILL,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orchestra.events import FinishReason, TurnError, Usage
 from orchestra.opencode.mission import machine as machine_module
-from orchestra.opencode.mission.machine import (
-    TRANSITIONS,
+from orchestra.opencode.mission.machine import TRANSITIONS, MissionMachine
+from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
     CloseSession,
@@ -22,7 +22,6 @@ from orchestra.opencode.mission.machine import (
     CommandsFinished,
     Event,
     Finish,
-    MissionMachine,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -568,7 +567,7 @@ def test_any_mission_ends(specs: tuple[TaskSpec, ...], seed: int) -> None:
 
 MUTANTS = {
     "rounds are not bounded": ("task.round >= self._settings.max_rounds", "False"),
-    "files are not held": ("if file in self._holders:", "if False:"),
+    "files are not held": ("if self._write_sets.hold(task.spec.id, task.spec.files):", "if True:"),
     "dependents start early": ("if dependent.open_dependencies == 0 and", "if"),
     "a dependent is forgotten": ("dependent.open_dependencies -= 1", "pass"),
     "kept tasks are never woken": ("self._try_work(waiting)", "pass"),
@@ -613,3 +612,10 @@ def test_warnings_are_told_and_kept() -> None:
     driver.answer(Role.COMMANDER, "")
     told = [command.message for command in driver.log if isinstance(command, Warn)]
     assert tuple(told) == driver.machine.warnings
+
+
+@pytest.mark.parametrize("limits", [{"wroker": 2}, {"worker": 0}, {"worker": True}])
+def test_limits_are_checked(limits: dict[str, int]) -> None:
+    """A limit that would not count is refused, by its name."""
+    with pytest.raises(ValueError, match="limits"):
+        MissionSettings(limits=limits)

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ def run(
     done = subprocess.run(
         [SCRIPT, *arguments],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -269,6 +270,21 @@ def test_the_first_signal_stops_in_good_order(work: Path, number: signal.Signals
     assert f"interrupted by {number.name}" in report.reason
     assert (work / ".orchestra" / "report.json").exists()
     assert "Traceback" not in stderr
+
+
+def test_a_signal_before_the_mission_started(work: Path) -> None:
+    """Ctrl-C while the server does not answer leaves with exit code 130 and one sentence."""
+    pytest.importorskip("httpx2")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        process = start(["run", "x", "--backend", "opencode", "--url", url, "--dir", work])
+        mute.settimeout(LIMIT)
+        connection, _ = mute.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "orchestra: interrupted before the mission started"
 
 
 def test_the_second_signal_exits_at_once(work: Path) -> None:

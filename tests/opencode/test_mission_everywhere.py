@@ -14,7 +14,6 @@ import httpx2
 import pytest
 
 from orchestra import EmbeddedBackend, PermissionPolicy, PermissionRule, Turn, deny_all
-from orchestra.errors import ConfigurationError
 from orchestra.events import PermissionReply, PermissionRequest
 from orchestra.opencode import (
     ROLE_AGENTS,
@@ -27,7 +26,6 @@ from orchestra.opencode import (
     read_task,
     run_mission,
 )
-from orchestra.opencode.client.locate import locate_opencode
 from orchestra.opencode.client.reaper import find_processes
 from orchestra.opencode.mission.events import AgentActed
 from orchestra.testing import (
@@ -139,16 +137,6 @@ async def test_on_the_embedded_backend(tmp_path: Path) -> None:
 # --- the real server ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _opencode() -> None:
-    try:
-        locate_opencode()
-    except ConfigurationError as exc:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(exc))
-
-
 def work(directory: Path) -> Any:
     def answer(request: ModelRequest) -> list[Step]:
         task = read_task(request.prompt)
@@ -199,7 +187,6 @@ async def busy_sessions(backend: OpenCodeBackend, directory: Path) -> dict[str, 
 
 
 @pytest.mark.real_server
-@pytest.mark.usefixtures("_opencode")
 async def test_on_the_real_server(tmp_path: Path) -> None:
     """Rejections, a 429, a permission request and a cut stream: accepted, and nothing is left."""
     asked: list[PermissionRequest] = []
@@ -236,7 +223,6 @@ async def test_on_the_real_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_server
-@pytest.mark.usefixtures("_opencode")
 async def test_killed_server_ends_the_mission(tmp_path: Path) -> None:
     """After kill -9 of the server the mission ends at once, with a report that says so."""
     script = (

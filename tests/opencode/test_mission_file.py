@@ -16,10 +16,10 @@ from orchestra.opencode.mission.file import (
     AgentCall,
     AgentCommand,
     MissionFile,
-    load_agents,
     parse_mission,
     read_mission_file,
 )
+from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Role
 
 FULL: dict[str, Any] = {
@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
         "deadline": 60.0,
         "retry_delay": 0.5,
         "todo_file": "",
+        "evidence": False,
     },
     "acceptance": {"commands": ["python3 -m unittest -q"], "allow": [["pytest", "*"]]},
     "tasks": [
@@ -109,6 +110,7 @@ def test_every_key_is_read(folder: Path) -> None:
         deadline=60.0,
         retry_delay=0.5,
         todo_file=None,
+        has_evidence=False,
     )
     assert mission.plan is not None
     first, second = mission.plan.tasks
@@ -132,6 +134,20 @@ def test_only_the_goal_is_needed_for_a_server(folder: Path) -> None:
     agents = mission.role_agents()
     assert {agent.model for agent in agents.values()} == {"a/b"}
     assert agents[Role.WORKER].prompt == ROLE_AGENTS[Role.WORKER].prompt
+
+
+def test_configuration_of_the_server_is_passed_on(folder: Path) -> None:
+    """What is meant for OpenCode is kept as it stands, if it is JSON and the server is ours."""
+    config = {"provider": {"mine": {"options": {"baseURL": "http://127.0.0.1:1/v1"}}}}
+    backend = {"kind": "opencode", "config": config, "project_config": True}
+    mission = parse(folder, {"goal": "x", "backend": backend})
+    assert mission.config == config
+    assert mission.project_config
+    assert problems(folder, {"goal": "x", "backend": {**backend, "url": "http://h"}}) == [
+        "backend: expected 'url', or 'config' and 'project_config' for a server of our own"
+    ]
+    with pytest.raises(ConfigurationError, match="without dates"):
+        parse_mission("goal = 'x'\nbackend = {config.a = 2024-01-01}", folder / "m.toml")
 
 
 def test_a_named_agent_keeps_its_own_prompt(folder: Path) -> None:
@@ -171,7 +187,13 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         ],
         "agents": {"worker": {"call": "agents.py"}, "x": {}, "y": {"call": "gone.py:f"}, "z": 1},
         "roles": {"worker": {"model": "gpt"}, "reviewer": {"agent": "nobody"}, "planner": 1},
-        "backend": {"kind": "opencod", "url": "127.0.0.1", "model": 1},
+        "backend": {
+            "kind": "opencod",
+            "url": "127.0.0.1",
+            "model": 1,
+            "config": [],
+            "project_config": "no",
+        },
     }
     assert problems(folder, values) == [
         "goal: expected text that is not empty, but it is missing",
@@ -199,6 +221,8 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
         "backend.kind: expected 'embedded' or 'opencode', got 'opencod'",
         "backend.url: expected a server's address such as 'http://127.0.0.1:4096', got '127.0.0.1'",
         "backend.model: expected text that is not empty, got 1",
+        "backend.config: expected a table of OpenCode configuration, got an array",
+        "backend.project_config: expected true or false, got 'no'",
         "agents.worker.call: expected 'file.py:function', got 'agents.py'",
         "agents.x: expected either 'command' or 'call', got neither",
         f"agents.y.call: expected an existing file (relative to '{folder}'), got 'gone.py:f'",
@@ -243,8 +267,11 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         assert len(caught.value.problems) == 1
 
 
-def test_agents_are_loaded_once_and_leave_nothing_behind(folder: Path) -> None:
+def test_agents_are_loaded_once_and_leave_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are run when the agents are wanted, once each, without a bytecode cache."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     (folder / "agents.py").write_text(
         "from pathlib import Path\n"
         "log = Path(__file__).with_name('log')\n"
@@ -338,3 +365,12 @@ def test_a_mangled_file_is_a_mission_or_an_error(folder: Path, data: st.DataObje
         assert mission.plan is None or mission.plan.tasks
     assert lines
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["mission.toml", "mission-opencode.toml"])
+def test_the_example_files_are_valid(name: str) -> None:
+    """The mission files of the example are read without a fault."""
+    path = Path(__file__).parents[2] / "examples" / "tidy" / name
+    mission = read_mission_file(path)
+    assert mission.settings.permits(("python3", "-B", "-m", "unittest", "-q"))
+    assert mission.template == path.parent / "sample"

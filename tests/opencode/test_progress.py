@@ -8,7 +8,9 @@ from orchestra.events import TextReceived, ToolCalled, ToolStatus
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
+    EventsDropped,
     MissionEvent,
+    MissionFinished,
     MissionStarted,
     PlanAccepted,
     TaskChanged,
@@ -16,7 +18,13 @@ from orchestra.opencode.mission.events import (
     WarningRaised,
 )
 from orchestra.opencode.mission.plan import Plan, Role, TaskSpec
-from orchestra.opencode.mission.report import CommandResult, TaskState
+from orchestra.opencode.mission.report import (
+    CommandResult,
+    MissionOutcome,
+    MissionReport,
+    TaskReport,
+    TaskState,
+)
 from orchestra.opencode.progress import LiveProgress, PlainProgress, one_line
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\nbold [red]markup[/red] \u202e"
@@ -103,6 +111,35 @@ def test_a_big_mission_fits_the_screen() -> None:
     assert any(line.startswith(" t1 ") for line in lines)
     assert "and 1986 more tasks" in shown
     assert repr(progress) == "<LiveProgress 2000 tasks>"
+
+
+def test_the_end_is_shown_whatever_was_missed() -> None:
+    """A display that missed events, even the plan, shows in the end what the report says."""
+    console = pytest.importorskip("rich.console")
+    out = io.StringIO()
+    screen = console.Console(file=out, width=100, height=24)
+    progress = LiveProgress(screen)
+    lines: list[str] = []
+    plain = PlainProgress(lines.append)
+    report = MissionReport(
+        goal="g",
+        outcome=MissionOutcome.ACCEPTED,
+        reason="",
+        backend="b",
+        directory="d",
+        tasks=(TaskReport(id="t0", title="The title", state=TaskState.ACCEPTED, rounds=2),),
+    )
+    for event in (
+        EventsDropped(at=1.0, count=7),
+        _change("t0", TaskState.WORKING),
+        MissionFinished(at=2.0, report=report),
+    ):
+        progress.handle(event)
+        plain.handle(event)
+    screen.print(progress.render())
+    assert "1 of 1 accepted" in out.getvalue()
+    assert "in round 2" in out.getvalue()
+    assert "7 events came too fast to be shown" in lines[-1]
 
 
 def test_one_line_is_cut_and_whole() -> None:

@@ -17,6 +17,8 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    Evidence,
+    Finding,
     MissionOutcome,
     MissionReport,
     Span,
@@ -69,6 +71,19 @@ _any_spans = st.builds(
     outcome=_text,
     session_id=_text,
 )
+_evidence = st.builds(
+    Evidence,
+    before=_text,
+    after=_text,
+    files=_counts,
+    added=_texts,
+    changed=_texts,
+    removed=_texts,
+    unlisted=_counts,
+    findings=st.lists(st.builds(Finding, path=_text, line=_counts, message=_text), max_size=3).map(
+        tuple
+    ),
+)
 REPORTS = st.builds(
     MissionReport,
     goal=_text,
@@ -83,6 +98,7 @@ REPORTS = st.builds(
     elapsed=_seconds,
     started_at=_text,
     warnings=_texts,
+    evidence=st.none() | _evidence,
     statistics=st.dictionaries(_text, _counts, max_size=3),
 )
 
@@ -124,6 +140,9 @@ def test_the_form_is_stable() -> None:
                 ended=1.0,
                 outcome="done",
             ),
+        ),
+        evidence=Evidence(
+            before="a", after="b", files=1, findings=(Finding(path="p", line=1, message="m"),)
         ),
         statistics={"turns": 1},
     )
@@ -182,6 +201,16 @@ def test_the_form_is_stable() -> None:
         "elapsed": 0.0,
         "started_at": "",
         "warnings": [],
+        "evidence": {
+            "before": "a",
+            "after": "b",
+            "files": 1,
+            "added": [],
+            "changed": [],
+            "removed": [],
+            "unlisted": 0,
+            "findings": [{"path": "p", "line": 1, "message": "m"}],
+        },
         "statistics": {"turns": 1},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from orchestra.events import (
     PermissionReply,
     PermissionRequest,
     SessionEvent,
+    Started,
     TextReceived,
     ToolCalled,
     Usage,
@@ -352,6 +354,40 @@ async def test_entered_twice() -> None:
             pass
 
 
+def test_an_abandoned_function_may_end_with_the_loop(tmp_path: Path) -> None:
+    """A function that was given up and returns while the loop is closing ends its thread."""
+    release = threading.Event()
+    threads: list[threading.Thread] = []
+
+    class ClosingLoop(asyncio.SelectorEventLoop):
+        def close(self) -> None:
+            release.set()
+            for thread in threads:  # until it has ended, or has asked for what never comes
+                thread.join(0.2)
+            super().close()
+
+    def stubborn(turn: Turn) -> None:
+        threads.append(threading.current_thread())
+        anyio.from_thread.run(turn.text, "working")
+        release.wait(30)
+
+    async def main() -> None:
+        async with (
+            EmbeddedBackend({"stubborn": stubborn}, thread_grace=0.0) as backend,
+            backend.lease("stubborn", directory=tmp_path) as session,
+            session.stream("work") as stream,
+        ):
+            async for event in stream:
+                if isinstance(event, TextReceived):
+                    break
+            await session.abort()
+
+    anyio.run(main, backend_options={"loop_factory": ClosingLoop})
+    (thread,) = threads
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_bad_configuration() -> None:
     """A wrong argument is named at construction."""
     with pytest.raises(TypeError, match="'worker' must be callable"):
@@ -362,3 +398,65 @@ def test_bad_configuration() -> None:
         CommandAgent(())
     with pytest.raises(ValueError, match="timeout"):
         CommandAgent(("cat",), timeout=0)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_an_agent_awaits_may_be_cancelled(tmp_path: Path) -> None:
+    """A cancelled future that an agent awaits fails its turn and touches nobody else."""
+
+    async def impatient(turn: Turn) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(1000))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    is_at_the_end = False
+    async with (
+        EmbeddedBackend({"impatient": impatient, "slow": slow}) as backend,
+        backend.lease("impatient", directory=tmp_path) as session,
+        backend.lease("slow", directory=tmp_path) as other,
+        other.stream("work") as events,
+    ):
+        finished = await session.prompt("go")
+        assert finished.reason is FinishReason.FAILED
+        assert finished.error is not None
+        assert finished.error.name == "CancelledError"
+        assert isinstance(await anext(events), Started)
+        assert isinstance(await anext(events), TextReceived)
+        assert backend.statistics().turns_running == 1
+        is_at_the_end = True
+    assert is_at_the_end
+
+
+async def test_a_function_may_return_something_to_await(tmp_path: Path) -> None:
+    """A plain callable that returns a coroutine has its answer awaited."""
+    events = await run(lambda turn: echo(turn), tmp_path, "hello")  # noqa: PLW0108
+    assert isinstance(events[-1], Finished)
+    assert events[-1].text == "hello"
+    assert events[-1].usage.cost == 0.5
+
+
+async def test_cancelling_a_backend_aborts_its_turns(tmp_path: Path) -> None:
+    """A turn that runs when its backend is cancelled is over before the backend is left."""
+    started = anyio.Event()
+    told: list[str] = []
+
+    async def tidy(turn: Turn) -> None:
+        try:
+            started.set()
+            await anyio.sleep_forever()
+        finally:
+            told.append("tidied up")
+
+    with anyio.CancelScope() as scope:
+        async with (
+            EmbeddedBackend({"tidy": tidy}) as backend,
+            backend.lease("tidy", directory=tmp_path) as session,
+            session.stream("work") as events,
+        ):
+            await started.wait()
+            scope.cancel()
+            assert isinstance(await anext(events), Started)
+            await anext(events)
+    assert scope.cancelled_caught
+    assert told == ["tidied up"]
+    assert backend.statistics().turns_running == backend.statistics().sessions_open == 0

@@ -458,6 +458,15 @@ async def test_requests_are_recorded_in_order() -> None:
     assert "2 requests" in repr(model)
 
 
+async def test_parts_that_are_not_text_are_left_out() -> None:
+    """A prompt is the text of the last user message; images and the like are not in it."""
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    parts = [{"type": "text", "text": "look"}, image, {"text": 5}, {"type": "text", "text": "here"}]
+    async with serving(Rule(answer="ok")) as (model, client):
+        await client.ask(messages=[{"role": "user", "content": parts}])
+    assert model.requests[0].prompt == "look\nhere"
+
+
 async def test_record_is_bounded() -> None:
     """Only the newest requests are kept; the count goes on."""
     async with serving(Rule(answer="ok"), max_records=2) as (model, client):
@@ -492,7 +501,15 @@ async def test_parallel_requests_are_counted() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b"{}", b'{"messages": [1]}', b"\xff\xfe", b'{"messages": [], "tools": [1]}'],
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"messages": [1]}',
+        b"\xff\xfe",
+        b'{"messages": [], "tools": [1]}',
+        pytest.param(b"[" * 100_000, id="nested"),
+    ],
 )
 async def test_bad_body_is_refused(body: bytes) -> None:
     """A body that is not a chat-completions request gets a 400 and is no request."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
     from orchestra.opencode.mission.report import (
         CommandResult,
+        Evidence,
+        Finding,
         MissionOutcome,
         MissionReport,
         Span,
@@ -57,6 +59,8 @@ __all__ = (
     "CommandFinished",
     "CommandResult",
     "EventsDropped",
+    "Evidence",
+    "Finding",
     "Mission",
     "MissionEvent",
     "MissionFile",
@@ -102,6 +106,8 @@ _HOMES = {
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "EventsDropped": "orchestra.opencode.mission.events",
+    "Evidence": "orchestra.opencode.mission.report",
+    "Finding": "orchestra.opencode.mission.report",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",
     "MissionFile": "orchestra.opencode.mission.file",

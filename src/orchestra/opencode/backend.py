@@ -12,6 +12,7 @@ from typing import Any, Self, final
 import anyio
 from anyio.abc import TaskGroup
 
+from orchestra import background_tasks
 from orchestra.abc import (
     Agent,
     BackendStatistics,
@@ -64,8 +65,8 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         model: ``provider/model`` for agents that name none.
         agents: Agents that a server of our own shall know.
         config: Further OpenCode configuration for a server of our own; wins.
-        executable: The ``opencode`` program; None: ``ORCHESTRA_OPENCODE``, ``.opencode-cli`` in the
-            current directory, ``PATH``.
+        executable: The ``opencode`` program; None: ``ORCHESTRA_OPENCODE``, our own
+            checkout, ``PATH``.
         permission_policy: Answers what agents ask; by default everything is refused.
         environment: Further environment variables for a server of our own; they win.
         project_config: Whether a server of our own reads the ``opencode.json`` and ``.opencode``
@@ -166,34 +167,27 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         if self._was_entered:
             raise RuntimeError("this OpenCodeBackend has been entered already; create another")
         self._was_entered = True
-        failure: BaseException | None = None
         try:
             await self._connect()
-            async with anyio.create_task_group() as tasks:
+            async with background_tasks() as tasks:
                 self._tasks = tasks
                 if self._server is not None:
                     self.spawn(self._watch_server)
                 self._is_open = True
                 try:
                     yield self
-                except anyio.get_cancelled_exc_class():
-                    raise
-                except BaseException as exc:  # noqa: BLE001 - raised again, outside the group
-                    failure = exc
                 finally:
                     self._is_open = False
                     with anyio.CancelScope(shield=True):
                         await self._end_sessions()
-                        for scope in tuple(self._scopes):
-                            scope.cancel()
+                    for scope in tuple(self._scopes):
+                        scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 if self._http is not None:
                     await self._http.aclose()
                 if self._server is not None:
                     await self._server.stop()
-        if failure is not None:
-            raise failure
 
     async def _connect(self) -> None:
         if self._http is None:

@@ -21,11 +21,11 @@ from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
-    load_agents,
     parse_model,
     parse_url,
     read_mission_file,
 )
+from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.runner import Mission
@@ -138,6 +138,8 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         password=options.password,
         model=mission.model,
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
+        config=mission.config,
+        project_config=mission.project_config,
     )
 
 
@@ -179,15 +181,10 @@ class _Interruption:
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._mission: Mission | None = None
-        self.reason = ""
+        self._reason = ""
         self.scope = anyio.CancelScope()
-
-    def attach(self, mission: Mission) -> None:
-        """Name the mission that is to be stopped; what came before counts too."""
-        self._mission = mission
-        if self.reason:
-            mission.stop(self.reason)
+        """Around everything; cancelled when there is no mission yet that could be stopped."""
+        self.mission: Mission | None = None
 
     async def watch(self, *, task_status: TaskStatus[None]) -> None:
         """Wait for signals until cancelled."""
@@ -197,15 +194,15 @@ class _Interruption:
                 self._handle(number)
 
     def _handle(self, number: signal.Signals) -> None:
-        if self.reason:
+        if self._reason:
             self._tell("orchestra: exiting at once")
             _exit_at_once()
-        self.reason = f"interrupted by {number.name}"
+        self._reason = f"interrupted by {number.name}"
         self._tell("orchestra: stopping every session; once more to exit at once")
-        if self._mission is None:
+        if self.mission is None:
             self.scope.cancel()
         else:
-            self._mission.stop(self.reason)
+            self.mission.stop(self._reason)
 
 
 def _exit_at_once() -> NoReturn:
@@ -242,12 +239,10 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
                 plan=job.plan,
                 agents=job.agents,
                 settings=job.settings,
+                listener=progress.handle,
             ) as mission:
-                interruption.attach(mission)
-                events = mission.events()
+                interruption.mission = mission
                 async with background_tasks() as showing:
                     showing.start_soon(progress.run)
-                    async for event in events:
-                        progress.handle(event)
-                return await mission.wait_finished()
+                    return await mission.wait_finished()
     raise KeyboardInterrupt

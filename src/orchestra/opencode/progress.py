@@ -15,6 +15,7 @@ from orchestra.events import PermissionAsked, RetryScheduled, TextReceived, Tool
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
+    EventsDropped,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -65,11 +66,13 @@ def summary_lines(report: MissionReport) -> list[str]:
     """
     states = Counter(task.state for task in report.tasks)
     again = sum(max(task.rounds - 1, 0) for task in report.tasks)
-    facts = [
-        f"{states[TaskState.ACCEPTED]} of {len(report.tasks)} tasks accepted",
-        f"{again} extra rounds" if again != 1 else "1 extra round",
-        duration(report.elapsed),
-    ]
+    facts = ["no task was planned"]
+    if report.tasks:
+        facts = [
+            f"{states[TaskState.ACCEPTED]} of {len(report.tasks)} tasks accepted",
+            f"{again} extra rounds" if again != 1 else "1 extra round",
+        ]
+    facts.append(duration(report.elapsed))
     if report.usage.cost:
         facts.append(f"${report.usage.cost:.4f}")
     lines = [f"mission {report.outcome.value}: {one_line(report.reason, 500)}", ", ".join(facts)]
@@ -112,6 +115,7 @@ class PlainProgress:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
+        self._missed = 0
 
     def __repr__(self) -> str:
         return "<PlainProgress>"
@@ -123,6 +127,10 @@ class PlainProgress:
             event: The event.
         """
         line = _describe(event)
+        if isinstance(event, EventsDropped):
+            self._missed += event.count
+        elif isinstance(event, MissionFinished) and self._missed:
+            line = f"({self._missed} events came too fast to be shown)"
         if line:
             self._write(f"{event.at:8.1f} s  {line}")
 
@@ -210,8 +218,9 @@ class LiveProgress:
             self._goal = one_line(event.goal)
         elif isinstance(event, PlanAccepted):
             self._rows = {task.id: _Row(one_line(task.title)) for task in event.plan.tasks}
-        elif isinstance(event, TaskChanged) and event.task_id in self._rows:
-            row = self._rows[event.task_id]
+        elif isinstance(event, TaskChanged):
+            # The plan itself may be among the events that a slow display has missed.
+            row = self._rows.setdefault(event.task_id, _Row(""))
             row.state, row.round, row.since = event.state, event.round, event.at
             row.act = one_line(event.note)
         elif isinstance(event, AgentActed):
@@ -225,7 +234,16 @@ class LiveProgress:
         elif isinstance(event, WarningRaised):
             self._warnings += 1
         elif isinstance(event, MissionFinished):
-            self._is_over = True
+            self._finish(event.report)
+
+    def _finish(self, report: MissionReport) -> None:
+        """Show how it ended, whatever was missed on the way."""
+        self._is_over = True
+        self._cost = report.usage.cost
+        self._warnings = len(report.warnings)
+        for task in report.tasks:
+            row = self._rows.setdefault(task.id, _Row(one_line(task.title)))
+            row.state, row.round = task.state, task.rounds
 
     def _show_act(self, event: AgentActed) -> None:
         act = _describe_act(event)

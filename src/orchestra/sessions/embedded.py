@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
@@ -121,12 +122,12 @@ class Turn:
         record: _Record,
     ) -> None:
         self.prompt = prompt
-        self.directory = session.directory
-        self.agent = session.agent
-        self.metadata = session.metadata
-        self.session_id = session.id
+        self.directory: Path = session.directory
+        self.agent: Agent = session.agent
+        self.metadata: Mapping[str, str] = session.metadata
+        self.session_id: str = session.id
         self.number = number
-        self.memory = session.memory
+        self.memory: dict[str, Any] = session.memory
         self._policy = session.host.policy
         self._record = record
         self._calls = itertools.count(1)
@@ -212,7 +213,8 @@ class Turn:
 EmbeddedAgent: TypeAlias = Callable[[Turn], Awaitable[str | None] | str | None]
 """An agent as a callable. It returns its answer; None: the text that it told since its last tool
 call. What it raises ends the turn with ``FinishReason.FAILED``. A coroutine function runs on the
-event loop, any other callable in a worker thread."""
+event loop, any other callable in a worker thread; what that returns to be awaited is awaited on
+the loop."""
 
 
 class _CommandFailedError(Exception):
@@ -304,8 +306,8 @@ class _Host:
         self.policy = policy
         self.sessions: dict[str, _EmbeddedSession] = {}
         self.opened = 0
-        self.running = 0
-        self.ended = 0
+        self.running: int = 0
+        self.ended: int = 0
         self._tasks = tasks
         self._thread_grace = thread_grace
 
@@ -319,30 +321,33 @@ class _Host:
 
     async def run_in_thread(self, call: EmbeddedAgent, turn: Turn) -> Any:
         """Run a plain function; when cancelled, wait ``thread_grace`` for it, then let it go."""
-        token = anyio.lowlevel.current_token()
-        done = anyio.Event()
+        # An event of threads: telling the loop would wait for ever when the loop is just closing,
+        # and the thread would keep the process from ending.
+        done = threading.Event()
         is_started = is_given_up = False
 
-        def work() -> Any:
+        def work() -> tuple[Any]:  # trio refuses a coroutine that is not wrapped
             nonlocal is_started
             is_started = True
             try:
-                return None if is_given_up else call(turn)
+                return (None if is_given_up else call(turn),)
             finally:
-                with suppress(anyio.RunFinishedError):
-                    anyio.from_thread.run_sync(done.set, token=token)
+                done.set()
 
         try:
             # How many work at once is the caller's decision: no second limit here.
-            return await anyio.to_thread.run_sync(
+            (answer,) = await anyio.to_thread.run_sync(
                 work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
             )
         except anyio.get_cancelled_exc_class():
             is_given_up = True
             if is_started:
-                with anyio.move_on_after(self._thread_grace, shield=True):
-                    await done.wait()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(
+                        done.wait, self._thread_grace, limiter=anyio.CapacityLimiter(1)
+                    )
             raise
+        return answer
 
 
 class _EmbeddedSession(Session):
@@ -412,15 +417,24 @@ class _EmbeddedSession(Session):
 
     async def _answer(self, turn: Turn, record: _Record) -> Finished:
         try:
-            if _is_async(self._call):
-                answer = self._call(turn)
-                text: Any = await answer if inspect.isawaitable(answer) else answer
-            else:
-                text = await self.host.run_in_thread(self._call, turn)
+            answer: Any = (
+                self._call(turn)
+                if _is_async(self._call)
+                else await self.host.run_in_thread(self._call, turn)
+            )
+            text = await answer if inspect.isawaitable(answer) else answer
             if text is not None and not isinstance(text, str):
                 raise TypeError(f"the agent returned {type(text).__name__}, not a string")
             if text:
                 await record.tell(TextReceived(session_id=self._id, text=text))
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # On asyncio what the agent awaited may have been cancelled by others. As a task's end
+            # it would cancel the whole backend.
+            message = "the agent awaited something that was cancelled"
+            error = TurnError(name="CancelledError", message=message)
+            return record.finish(FinishReason.FAILED, error=error)
         except Exception as exc:  # noqa: BLE001  (whatever an agent raises is its turn's failure)
             error = TurnError(
                 name=type(exc).__name__.lstrip("_"),

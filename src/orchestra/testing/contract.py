@@ -195,17 +195,19 @@ async def check_misuse(backend: SessionBackend, directory: Path) -> None:
 
 async def check_one_prompt_at_a_time(backend: SessionBackend, directory: Path) -> None:
     """A second prompt on a busy session is refused, and the first goes on."""
-    async with backend.lease("slow", directory=directory) as session:
-        async with session.stream("work") as stream:
-            async for event in stream:
-                if isinstance(event, TextReceived):
-                    break
-            try:
-                async with session.stream("me too"):
-                    raise AssertionError("a busy session took a second prompt")
-            except anyio.BusyResourceError:
-                pass
-            await session.abort()
+    async with (
+        backend.lease("slow", directory=directory) as session,
+        session.stream("work") as stream,
+    ):
+        async for event in stream:
+            if isinstance(event, TextReceived):
+                break
+        try:
+            async with session.stream("me too"):
+                raise AssertionError("a busy session took a second prompt")
+        except anyio.BusyResourceError:
+            pass
+        await session.abort()
 
 
 async def check_abort(backend: SessionBackend, directory: Path) -> None:
@@ -374,15 +376,14 @@ async def _check_leaving(factory: BackendFactory, directory: Path) -> None:
     """Leaving the backend ends what runs; afterwards nothing can be opened."""
     ends: list[Finished | None] = []
     seen = anyio.Event()
-    async with anyio.create_task_group() as group:
-        async with factory() as backend:
-            session = await backend.open("slow", directory=directory)
+    async with anyio.create_task_group() as group, factory() as backend:
+        session = await backend.open("slow", directory=directory)
 
-            async def run() -> None:
-                ends.append(await _first_text(session, "work", seen))
+        async def run() -> None:
+            ends.append(await _first_text(session, "work", seen))
 
-            group.start_soon(run)
-            await seen.wait()
+        group.start_soon(run)
+        await seen.wait()
     _expect(
         ends and ends[0] is not None and ends[0].reason is FinishReason.ABORTED,
         f"the turn of a left backend ended as {ends!r}",

@@ -276,7 +276,7 @@ class ScriptedModel(anyio.AsyncContextManagerMixin):
                 time=anyio.current_time() - self._started,
                 identify=self._identify,
             )
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             return error_response(f"{exc}; send a chat-completions request", 400)
         self._count += 1
         self._requests.append(request)

@@ -7,16 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from orchestra.testing._http import Response
-from orchestra.testing.model_script import (
-    CutStream,
-    Failure,
-    Fault,
-    Hang,
-    ModelRequest,
-    Reply,
-    ToolCall,
-    Usage,
-)
+from orchestra.testing.model_script import ModelRequest
+from orchestra.testing.model_steps import CutStream, Failure, Fault, Hang, Reply, ToolCall, Usage
 
 _Object: TypeAlias = dict[str, Any]
 

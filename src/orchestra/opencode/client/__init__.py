@@ -5,7 +5,7 @@ from __future__ import annotations
 try:
     import httpx2  # noqa: F401 - only to say early, and once, what is missing
     import msgspec  # noqa: F401
-except ImportError as exc:
+except ImportError as _missing:
     raise ImportError(
         "the OpenCode backend needs httpx2 and msgspec: pip install 'orchestra[opencode]'"
-    ) from exc
+    ) from _missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, final
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 import anyio
 import httpx2
@@ -21,9 +21,12 @@ from orchestra.errors import (
 )
 from orchestra.opencode.client import wire
 
-__all__ = ("HttpClient",)
+__all__ = ("WIRE_ERRORS", "HttpClient")
 
 T = TypeVar("T")
+
+WIRE_ERRORS = (SessionError, ConfigurationError)
+"""Everything that a call may raise: the server's configuration may turn out to be wrong."""
 
 _ATTEMPTS = 3
 _FIRST_DELAY = 0.1
@@ -36,7 +39,8 @@ class HttpClient:
     """A connection to one server. Close it with `aclose`.
 
     All methods are checkpoints. They raise `TransportError` when the server cannot be reached,
-    `RemoteProtocolError` when something else answers, `ServerError` when it answers with an error.
+    `RemoteProtocolError` when something else answers, `ServerError` when it answers with an error,
+    `ConfigurationError` when the error is in the server's configuration.
     Calls that may safely be repeated are repeated a few times when the connection breaks.
 
     Args:
@@ -54,14 +58,11 @@ class HttpClient:
         password: str | None = None,
         timeout: float = 30.0,
     ) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(
-                f"{_without_password(url)!r} is not the URL of a server; give http://host:port"
-            )
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        parts = _parse(url)
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         netloc = f"{host}:{parts.port}" if parts.port else host
-        self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+        self.url: str = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         if password is None and parts.password is not None:
             username = unquote(parts.username or username)
             password = unquote(parts.password)
@@ -301,8 +302,16 @@ def _headers(directory: str | None) -> dict[str, str]:
     return {} if directory is None else {"x-opencode-directory": quote(directory, safe="/")}
 
 
-def _without_password(url: str) -> str:
-    return url.rpartition("@")[2]
+def _parse(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:
+        pass  # told below, without the text, which may hold a password
+    raise ConfigurationError(
+        f"{url.rpartition('@')[2]!r} is not the URL of a server; give http://host:port"
+    )
 
 
 class _mapped:  # noqa: N801 - reads as a function: `with _mapped(url):`

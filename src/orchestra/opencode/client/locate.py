@@ -19,10 +19,13 @@ KNOWN_VERSION = "1.18.33"
 
 EXECUTABLE_VARIABLE = "ORCHESTRA_OPENCODE"
 LOCAL_EXECUTABLE = Path(".opencode-cli", "node_modules", ".bin", "opencode")
+CHECKOUT = Path(__file__).resolve().parents[4]
+"""The checkout that this package runs from, if it does. Not the current directory: that is the
+workspace, and a repository must not get a program of its own run by being worked on."""
 
 _INSTALL = (
-    f"install it with: npm install --prefix .opencode-cli opencode-ai@{KNOWN_VERSION}, "
-    f"or name it with {EXECUTABLE_VARIABLE}"
+    f"install it with: npm install --global opencode-ai@{KNOWN_VERSION}, "
+    f"or name its path with {EXECUTABLE_VARIABLE}"
 )
 
 
@@ -45,14 +48,15 @@ def locate_opencode(
     executable: str | os.PathLike[str] | None = None,
     *,
     environment: Mapping[str, str] | None = None,
-    directory: Path | None = None,
 ) -> Path:
-    """Find the program: the argument, ``ORCHESTRA_OPENCODE``, ``.opencode-cli``, ``PATH``.
+    """Find the program: the argument, ``ORCHESTRA_OPENCODE``, our own checkout, ``PATH``.
+
+    The checkout is the folder with our source, where ``dev.py`` puts it into ``.opencode-cli``.
+    The current directory is not looked into: it may be anybody's.
 
     Args:
         executable: A path or a name; when given, nothing else is tried.
         environment: The environment variables; None: this process's.
-        directory: Where ``.opencode-cli`` is looked for; None: the current directory.
 
     Raises:
         ConfigurationError: There is none; says how to install it.
@@ -65,8 +69,7 @@ def locate_opencode(
         if found is None:
             raise ConfigurationError(f"{os.fspath(named)!r} is not a program; {_INSTALL}")
         return Path(found).absolute()
-    local = (directory or Path.cwd()) / LOCAL_EXECUTABLE
-    found = shutil.which(local) or shutil.which("opencode", path=search_path)
+    found = shutil.which(CHECKOUT / LOCAL_EXECUTABLE) or shutil.which("opencode", path=search_path)
     if found is None:
         raise ConfigurationError(f"opencode is not installed; {_INSTALL}")
     return Path(found).absolute()
@@ -76,19 +79,17 @@ async def find_opencode(
     executable: str | os.PathLike[str] | None = None,
     *,
     environment: Mapping[str, str] | None = None,
-    directory: Path | None = None,
 ) -> OpenCodeProgram:
     """Find the program and ask it for its version. A checkpoint; takes about a second.
 
     Args:
         executable: As for `locate_opencode`.
         environment: As for `locate_opencode`.
-        directory: As for `locate_opencode`.
 
     Raises:
         ConfigurationError: There is none, or it does not run.
     """
-    path = locate_opencode(executable, environment=environment, directory=directory)
+    path = locate_opencode(executable, environment=environment)
     try:
         with anyio.fail_after(30):
             result = await anyio.run_process([str(path), "--version"], check=False)

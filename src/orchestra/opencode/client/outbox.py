@@ -32,7 +32,7 @@ class Outbox:
     """
 
     def __init__(self, *, limit: int = 10_000) -> None:
-        self.dropped = 0
+        self.dropped: int = 0
         self._limit = limit
         self._events: deque[SessionEvent] = deque()
         self._arrival = anyio.Event()

@@ -60,8 +60,8 @@ class ManagedServer:
         project_config: bool = False,
         start_timeout: float = 60.0,
     ) -> None:
-        self.url = ""
-        self.password = secrets.token_urlsafe(24)
+        self.url: str = ""
+        self.password: str = secrets.token_urlsafe(24)
         self._executable = executable
         self._config = json.dumps(config)
         self._environment = dict(environment or {})

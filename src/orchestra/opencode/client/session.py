@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, final
 
 import anyio
+from attrs import evolve
 
 from orchestra.abc import Session
 from orchestra.errors import (
@@ -19,10 +20,11 @@ from orchestra.errors import (
     SessionLostError,
     TransportError,
 )
-from orchestra.events import FinishReason, SessionEvent, Started, TurnError
+from orchestra.events import Finished, FinishReason, SessionEvent, Started, TurnError
 from orchestra.opencode.client import wire
+from orchestra.opencode.client.http import WIRE_ERRORS
 from orchestra.opencode.client.outbox import Outbox
-from orchestra.opencode.client.turn import Snapshot, TurnMachine
+from orchestra.opencode.client.turn import VAIN_STEPS, Snapshot, TurnMachine
 from orchestra.opencode.client.verdict import interrupted
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ class OpenCodeSession(Session):
     async def _stream(self, prompt: str) -> AsyncGenerator[AsyncIterator[SessionEvent]]:
         if not prompt.strip():
             raise ValueError("the prompt is empty")
+        await anyio.lowlevel.checkpoint()
         if self._closing is not None:
             raise anyio.ClosedResourceError
         if self.turn is not None:
@@ -109,7 +112,6 @@ class OpenCodeSession(Session):
         self._workspace.host.turn_started()
         self._workspace.host.spawn(turn.run)
         try:
-            await anyio.lowlevel.checkpoint()
             yield turn.events
         finally:
             if not turn.is_finished:
@@ -148,7 +150,7 @@ class OpenCodeSession(Session):
         try:
             await self._workspace.quiet_children(self._id, _CHILDREN_LIMIT)
             await self._workspace.http.delete_session(self._id)
-        except SessionError as exc:
+        except WIRE_ERRORS as exc:
             _LOG.debug("session %s was not deleted: %s", self._id, exc)
 
 
@@ -184,6 +186,7 @@ class Turn:
         self._scope = anyio.CancelScope()
         self._failing_since = inf
         self._is_aborting = False
+        self._is_spinning = False
         self._abort_at = inf
         self._give_up_at = inf
         self._outbox.put([Started(session_id=session.id, prompt_id=prompt_id)])
@@ -217,6 +220,8 @@ class Turn:
         """Pass events on; the last one ends the turn."""
         if self._finished.is_set():
             return
+        if self._is_spinning:
+            events = [_blame_spinning(event) for event in events]
         self._outbox.put(events)
         if self._machine.is_finished:
             self._finished.set()
@@ -237,14 +242,15 @@ class Turn:
 
     async def abort(self) -> None:
         """Abort the run and wait until the session is idle. Bounded in time."""
+        self._begin_abort()
+        await self._finished.wait()
+
+    def _begin_abort(self) -> None:
         if not self._is_aborting:
             self._is_aborting = True
             self._abort_at = anyio.current_time()
             self._give_up_at = self._abort_at + _ABORT_LIMIT
-            for scope in self.requests.values():
-                scope.cancel()
             self._wake.set()
-        await self._finished.wait()
 
     # --- the driver ---
 
@@ -270,6 +276,9 @@ class Turn:
                 with anyio.move_on_at(self._give_up_at):
                     await self._workspace.abort_tree(self.session)
                 machine.abort(now=anyio.current_time())
+            elif machine.is_spinning and not self._is_aborting:
+                self._is_spinning = True
+                self._begin_abort()
             elif now >= machine.look_at:
                 await self._look()
             else:
@@ -305,11 +314,12 @@ class Turn:
     async def _look(self) -> None:
         """Fetch what the machine needs in order to go on."""
         machine, http, session_id = self._machine, self._workspace.http, self.session.id
+        is_whole, needs_status = machine.needs_whole, machine.needs_status
         machine.begin_look()
-        is_whole = machine.needs_whole
         try:
             # First the status: a session that was idle then has written its last message.
-            statuses = await http.statuses(self._workspace.directory)
+            directory = self._workspace.directory
+            statuses = await http.statuses(directory) if needs_status else {}
             messages = await http.messages(session_id, limit=None if is_whole else 1)
             children: list[wire.Message] = []
             if is_whole:
@@ -318,7 +328,7 @@ class Turn:
         except SessionLostError:
             self.end(FinishReason.INTERRUPTED, interrupted("somebody deleted the session"))
             return
-        except (SessionError, ConfigurationError) as exc:
+        except WIRE_ERRORS as exc:
             await self._bear(exc)
             return
         self._failing_since = inf
@@ -344,6 +354,18 @@ def _told(exc: Exception, *, is_retryable: bool = True) -> TurnError:
     status = exc.status if isinstance(exc, ServerError) else None
     return TurnError(
         name=type(exc).__name__, message=str(exc), status=status, is_retryable=is_retryable
+    )
+
+
+def _blame_spinning(event: SessionEvent) -> SessionEvent:
+    """Say of a turn that we have ended why we did."""
+    if not isinstance(event, Finished) or event.reason is not FinishReason.ABORTED:
+        return event
+    message = f"the model was called {VAIN_STEPS} times in a row without saying or doing anything"
+    return evolve(
+        event,
+        reason=FinishReason.FAILED,
+        error=TurnError(name="EmptyAnswers", message=message),
     )
 
 

@@ -10,9 +10,9 @@ from typing import final
 import anyio
 from attrs import field, frozen, validators
 
-from orchestra.errors import SessionError, TransportError
+from orchestra.errors import ConfigurationError, ServerError, TransportError
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.http import HttpClient
+from orchestra.opencode.client.http import WIRE_ERRORS, HttpClient
 
 __all__ = ("EventStream", "StreamTiming")
 
@@ -62,12 +62,12 @@ class EventStream:
         deliver: Callable[[wire.Event], None],
         broken: Callable[[], None],
         reconnected: Callable[[], None],
-        lost: Callable[[SessionError], None],
+        lost: Callable[[Exception], None],
         timing: StreamTiming | None = None,
     ) -> None:
         self.directory = directory
-        self.reconnects = 0
-        self.malformed = 0
+        self.reconnects: int = 0
+        self.malformed: int = 0
         self._http = http
         self._deliver = deliver
         self._broken = broken
@@ -76,7 +76,7 @@ class EventStream:
         self._timing = timing or StreamTiming()
         self._is_connected = False
         self._was_connected = False
-        self._failure: SessionError | None = None
+        self._failure: Exception | None = None
         self._changed = anyio.Event()
 
     @property
@@ -93,6 +93,7 @@ class EventStream:
 
         Raises:
             SessionError: The stream is lost.
+            ConfigurationError: The server's configuration is wrong.
         """
         await anyio.lowlevel.checkpoint()
         while not self._is_connected:
@@ -112,8 +113,8 @@ class EventStream:
                     async for data in events:
                         if self._take(data):
                             connected_at = anyio.current_time()
-            except SessionError as exc:
-                failure: SessionError = exc
+            except WIRE_ERRORS as exc:
+                failure: Exception = exc
             else:
                 # So it does when the directory's instance is thrown away.
                 failure = TransportError(f"{self._http.url} closed the event stream")
@@ -126,7 +127,7 @@ class EventStream:
                 deadline = now + timing.window
                 if now - connected_at > timing.longest_delay:
                     delay = timing.first_delay
-            elif now >= deadline:
+            elif now >= deadline or _is_permanent(failure):
                 self._failure = failure
                 self._set(is_connected=False)
                 self._lost(failure)
@@ -158,3 +159,9 @@ class EventStream:
         self._is_connected = is_connected
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def _is_permanent(failure: Exception) -> bool:
+    """Whether trying again is useless."""
+    is_refused = isinstance(failure, ServerError) and 400 <= failure.status < 500
+    return is_refused or isinstance(failure, ConfigurationError)

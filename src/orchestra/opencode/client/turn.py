@@ -90,12 +90,14 @@ class Snapshot:
         messages: The session's newest messages, oldest first.
         is_whole: Whether ``messages`` is all there is.
         children: The messages of the session's children; needed when events were lost.
+        is_status_known: Whether ``status`` was looked at.
     """
 
     status: wire.StatusInfo | None
     messages: tuple[wire.Message, ...]
     is_whole: bool
     children: tuple[wire.Message, ...] = ()
+    is_status_known: bool = True
 
 
 @define
@@ -126,6 +128,10 @@ _TOOL_STATUS = {
 }
 
 
+VAIN_STEPS = 20
+"""Model calls in a row without a word or a tool call after which a turn goes nowhere: an empty
+answer without a finish reason makes the server ask again at once, without end."""
+
 _ABORTED = TurnError(name="Aborted", message="the turn was aborted")
 
 
@@ -152,12 +158,12 @@ class TurnMachine:
     ) -> None:
         self.session_id = session_id
         self.prompt_id = prompt_id
-        self.timing = timing or TurnTiming()
-        self.state = TurnState.SENT
-        self.is_aborting = False
-        self.needs_whole = False
+        self.timing: TurnTiming = timing or TurnTiming()
+        self.state: TurnState = TurnState.SENT
+        self.is_aborting: bool = False
+        self.needs_whole: bool = False
         """Whether the next look must fetch all messages: events may have been lost."""
-        self.needs_resend = False
+        self.needs_resend: bool = False
         """Whether the last look showed that the prompt never arrived."""
         self._known = known_prompts
         self._prompts = {prompt_id}
@@ -175,6 +181,8 @@ class TurnMachine:
         self._answer: list[str] = []  # emitted since the last tool call
         self._answer_length = 0
         self._is_cut = False
+        self._is_idle_told = False
+        self._vain_steps = 0
         self._usage = Usage()
         self._todo: tuple[TodoItem, ...] = ()
         self._retry: float | None = None
@@ -189,9 +197,19 @@ class TurnMachine:
         return min(self._due_at, self._quiet_at, start_at)
 
     @property
+    def needs_status(self) -> bool:
+        """Whether the next look must fetch the status; an idle event has just told it otherwise."""
+        return self.needs_whole or not self._is_idle_told
+
+    @property
     def is_finished(self) -> bool:
         """Whether the turn is over."""
         return self.state is TurnState.FINISHED
+
+    @property
+    def is_spinning(self) -> bool:
+        """Whether the model is called again and again and neither says nor does anything."""
+        return self._vain_steps >= VAIN_STEPS and not self.is_finished
 
     def __repr__(self) -> str:
         return f"<TurnMachine {self.prompt_id} {self.state.value}>"
@@ -230,6 +248,7 @@ class TurnMachine:
             case wire.SessionStatus(status=status) if status.type != "idle":
                 self._take_status(status, wall, told)
             case wire.SessionStatus() | wire.SessionIdle():
+                self._is_idle_told = True
                 self._look_soon(now)
             case wire.SessionFailed(error=error):
                 self._error = error or wire.ErrorInfo()
@@ -266,6 +285,7 @@ class TurnMachine:
     def begin_look(self) -> None:
         """Say that a look starts now; what comes while it is under way asks for another."""
         self._due_at = self._quiet_at = self._start_at = inf
+        self._is_idle_told = False
 
     def resolve(self, snapshot: Snapshot, *, now: float, wall: float) -> list[SessionEvent]:
         """Take in what a look has shown; this is where a turn ends.
@@ -303,7 +323,11 @@ class TurnMachine:
                 self._due_at = min(self._due_at, now + self.timing.settle)
             return told
         answers = [message for message in ours if message.info.summary is not True]
-        self._judge(answers[-1] if answers else None, snapshot, now, told)
+        last = answers[-1] if answers else None
+        if not snapshot.is_status_known and not _is_conclusive(last):
+            self._due_at = now  # the idle event may have been an old one
+        else:
+            self._judge(last, snapshot, now, told)
         return told
 
     def finish(self, reason: FinishReason, error: TurnError | None) -> list[SessionEvent]:
@@ -433,11 +457,11 @@ class TurnMachine:
             if info.id == self.prompt_id:
                 is_after = True
             elif info.role == "user":
-                is_after = is_after and (info.id in self._prompts or info.id not in self._known)
-                if is_after:
-                    self._prompts.add(info.id)
+                # After a compaction the server goes on under a prompt of its own.
+                if is_after and info.id not in self._known:
                     self._known.add(info.id)
-            elif is_after or info.parent_id in self._prompts:
+                    self._prompts.add(info.id)
+            elif info.parent_id in self._prompts:
                 ours.append(message)
         return ours
 
@@ -468,6 +492,8 @@ class TurnMachine:
             case "tool":
                 self._take_tool(part, told)
             case "step-finish":
+                if part.id not in self._steps:
+                    self._vain_steps += 1
                 self._take_usage(part, told)
             case _:
                 pass
@@ -497,6 +523,7 @@ class TurnMachine:
             known.is_in_step = False
             text = text[: max(room, 0)]
         if text:
+            self._vain_steps = 0
             known.pieces.append(text)
             self._answer.append(text)
             self._answer_length += len(text)
@@ -510,6 +537,7 @@ class TurnMachine:
         call_id = part.call_id or part.id
         rank = self._ranks.get(call_id)
         if rank is None:
+            self._vain_steps = 0
             self._answer.clear()
             self._answer_length = 0
             self._is_cut = False
@@ -540,6 +568,7 @@ class TurnMachine:
     def _take_status(self, status: wire.StatusInfo, wall: float, told: list[SessionEvent]) -> None:
         self.state = TurnState.RUNNING
         self._settle_until = inf
+        self._is_idle_told = False
         if status.type != "retry":
             self._retry = None
         elif status.attempt != self._retry:
@@ -552,3 +581,13 @@ class TurnMachine:
                     delay=max(0.0, (status.next or 0.0) / 1000 - wall),
                 )
             )
+
+
+def _is_conclusive(last: wire.Message | None) -> bool:
+    """Whether a run does not go on after this message, whatever the status."""
+    if last is None:
+        return False
+    info = last.info
+    return info.error is not None or (
+        info.is_completed and info.finish not in {None, "tool-calls", "unknown"}
+    )

@@ -11,7 +11,7 @@ from typing import Protocol, final
 import anyio
 
 from orchestra.abc import PermissionPolicy
-from orchestra.errors import ServerError, SessionError
+from orchestra.errors import ServerError
 from orchestra.events import (
     FinishReason,
     PermissionAsked,
@@ -22,7 +22,7 @@ from orchestra.events import (
     TurnError,
 )
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.http import HttpClient
+from orchestra.opencode.client.http import WIRE_ERRORS, HttpClient
 from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import EventStream, StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
@@ -80,15 +80,15 @@ class Workspace:
         self.http = http
         self.directory = directory
         self.turn_timing = turn_timing
-        self.window = stream_timing.window
+        self.window: float = stream_timing.window
         self.failure: Exception | None = None
-        self.make_id = wire.IdMaker(time.time)
+        self.make_id: wire.IdMaker = wire.IdMaker(time.time)
         self.sessions: dict[str, OpenCodeSession] = {}
         self._policy = policy
         self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
         self._agents: dict[str, str] = {}
         self._answered: dict[str, None] = {}
-        self.stream = EventStream(
+        self.stream: EventStream = EventStream(
             http,
             directory,
             deliver=self._deliver,
@@ -114,7 +114,7 @@ class Workspace:
             self._roots.pop(session_id, None)
             self._agents.pop(session_id, None)
 
-    def lose(self, exc: SessionError) -> None:
+    def lose(self, exc: Exception) -> None:
         """Say that the server is gone; ends every turn."""
         if self.failure is None:
             self.failure = exc
@@ -147,7 +147,7 @@ class Workspace:
             for child in children:
                 await self.http.abort(child)
             await self._reject_requests({session.id, *children})
-        except SessionError as exc:
+        except WIRE_ERRORS as exc:
             _LOG.info("aborting session %s failed: %s", session.id, exc)
 
     async def quiet_children(self, session_id: str, patience: float) -> None:
@@ -230,7 +230,7 @@ class Workspace:
                 self._take_request(asked)
             for question in await self.http.questions(self.directory):
                 self._take_request(question)
-        except SessionError as exc:
+        except WIRE_ERRORS as exc:
             # The stream is about to break too, and will bring us back here.
             _LOG.info("could not fetch the open requests of %s: %s", self.directory, exc)
 
@@ -253,7 +253,7 @@ class Workspace:
                     await self._answer_permission(asked, session)
                 else:
                     await self._answer_question(asked, session)
-            except SessionError as exc:
+            except WIRE_ERRORS as exc:
                 self._answered.pop(asked.id, None)
                 _LOG.info("could not answer request %s: %s", asked.id, exc)
 
@@ -272,7 +272,7 @@ class Workspace:
                 session_id = line[-1].parent_id or ""
                 if not session_id or session_id in self.sessions or session_id in self._roots:
                     break
-        except SessionError:
+        except WIRE_ERRORS:
             return None
         root = None
         for info in reversed(line):

@@ -37,7 +37,7 @@ async def run_acceptance(
     Args:
         argv: The command line.
         directory: The workspace.
-        settings: Their ``allow`` and ``command_timeout`` count.
+        settings: What they permit, and their ``command_timeout``, count.
     """
     line = tuple(argv)
     if not settings.permits(line):
@@ -53,6 +53,8 @@ async def run_acceptance(
         )
     except OSError as exc:
         return CommandResult(argv=line, error=f"could not start: {exc.strerror or exc}")
+    except ValueError as exc:  # not even a command line, e.g. with a null character
+        return CommandResult(argv=line, error=f"could not start: {exc}")
     if output.is_timed_out:
         return CommandResult(
             argv=line,

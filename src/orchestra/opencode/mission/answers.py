@@ -7,6 +7,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 
 from attrs import frozen
 
@@ -16,10 +17,17 @@ from orchestra.opencode.mission.plan import Plan, TaskSpec, summarize
 __all__ = ("Verdict", "VerdictError", "parse_plan", "parse_verdict")
 
 _MAX_TASKS = 10_000
-_MAX_FAILURES = 200
+_MAX_COMMAND = 4_096
+"""Characters of a command line; splitting one takes time that grows with their square."""
+_MAX_FAILURES = 1_000
 """Places in a text at which a JSON value is tried for in vain."""
+_MAX_WASTE = 4
+"""How often, on average, a character may be read in vain."""
+_DEEP = 50_000
+"""At most about how many characters are read before nesting is too deep."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\r?\n(.*?)```", re.DOTALL)
+_START = re.compile(r"\{\s*[\"}]|\[\s*[\[\]{\"\d\-tfnNI]")
 
 
 class VerdictError(ValueError):
@@ -40,22 +48,37 @@ class Verdict:
 
 
 def _values(text: str) -> Iterator[object]:
-    """Yield the JSON values in a text: fenced ones first, then any object or list in it."""
+    """Yield each JSON object and list in a text, in order.
+
+    Raises:
+        ValueError: So much of the text only looks like JSON that the rest is not read.
+    """
     decoder = json.JSONDecoder()
-    for part in (*_FENCE.findall(text), text):
-        position = failures = 0
-        while failures < _MAX_FAILURES:
-            starts = [at for at in (part.find("{", position), part.find("[", position)) if at >= 0]
-            if not starts:
-                break
-            start = min(starts)
-            try:
-                value, position = decoder.raw_decode(part, start)
-            except (ValueError, RecursionError):
-                position = start + 1
-                failures += 1
-                continue
-            yield value
+    position = failures = 0
+    waste = _MAX_WASTE * len(text) + _DEEP
+    while match := _START.search(text, position):
+        start = match.start()
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as exc:
+            position = start + 1
+            failures += 1
+            waste -= exc.pos - start if isinstance(exc, json.JSONDecodeError) else _DEEP
+            if failures >= _MAX_FAILURES or waste < 0:
+                raise ValueError("it has too much that only looks like JSON") from exc
+            continue
+        yield value
+
+
+def _clean(text: str) -> str:
+    """Replace what no file, pipe or wire can carry: halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _line(text: str) -> str:
+    """Return one line for people: no control characters, which would reach their terminals."""
+    kept = "".join(char if char.isprintable() else " " for char in text[:2_000])
+    return " ".join(kept.split())[:200]
 
 
 def _strings(value: object, name: str, faults: list[str]) -> tuple[str, ...]:
@@ -64,14 +87,18 @@ def _strings(value: object, name: str, faults: list[str]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         faults.append(f"{name} must be a list of strings")
         return ()
-    return tuple(value)
+    return tuple(_clean(item) for item in value)
 
 
 def _files(value: object, name: str, faults: list[str]) -> tuple[str, ...]:
     files = []
     for file in _strings(value, name, faults):
         path = posixpath.normpath(file.replace("\\", "/"))
-        if path.startswith(("/", "../")) or path in {".", ".."} or re.match(r"[A-Za-z]:", path):
+        if (
+            path.startswith(("/", "../"))
+            or path in {".", ".."}
+            or re.match(r"[A-Za-z]:|.*\0", path)
+        ):
             faults.append(f"{name}: {file!r} is not a path inside the workspace")
         else:
             files.append(path)
@@ -86,14 +113,17 @@ def _commands(value: object, name: str, faults: list[str]) -> tuple[tuple[str, .
         return ()
     commands = []
     for entry in value:
+        if isinstance(entry, str) and len(entry) > _MAX_COMMAND:
+            faults.append(f"{name}: a command line may have {_MAX_COMMAND} characters")
+            continue
         if isinstance(entry, str):
             try:
-                argv = tuple(shlex.split(entry))
+                argv = tuple(shlex.split(_clean(entry)))
             except ValueError as exc:
                 faults.append(f"{name}: {entry[:100]!r} cannot be split ({exc})")
                 continue
         elif isinstance(entry, list) and all(isinstance(word, str) for word in entry):
-            argv = tuple(entry)
+            argv = tuple(_clean(word) for word in entry)
         else:
             faults.append(f"{name} must be a list of command lines")
             continue
@@ -119,9 +149,9 @@ def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
     else:
         name = f"task {task_id!r}"
     title = value.get("title")
-    if not isinstance(title, str) or not title.strip():
+    title = _line(_clean(title)) if isinstance(title, str) else ""
+    if not title:
         faults.append(f"{name}: title must be a text that is not empty")
-        title = "?"
     instructions = value.get("instructions")
     if instructions is None:
         instructions = ""
@@ -130,13 +160,24 @@ def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
         instructions = ""
     spec = TaskSpec(
         id=task_id,
-        title=" ".join(title.split())[:200],
-        instructions=instructions.strip(),
+        title=title,
+        instructions=_clean(instructions).strip(),
         files=_files(value.get("files"), f"{name}: files", faults),
         depends=_strings(value.get("depends"), f"{name}: depends", faults),
         acceptance=_commands(value.get("acceptance"), f"{name}: acceptance", faults),
     )
     return spec if len(faults) == before else None
+
+
+def _find_tasks(text: str) -> object:
+    """Return the first "tasks" of an object in the text; fenced ones come first."""
+    for part in (*_FENCE.findall(text), text):
+        # What only looks like JSON in one place does not spoil another.
+        with suppress(ValueError):
+            for value in _values(part):
+                if isinstance(value, dict) and "tasks" in value:
+                    return value["tasks"]
+    raise PlanError('the answer has no JSON object with "tasks"')
 
 
 def parse_plan(text: str) -> Plan:
@@ -150,13 +191,7 @@ def parse_plan(text: str) -> Plan:
     """
     if not text.strip():
         raise PlanError("the answer is empty")
-    entries: object = None
-    for value in _values(text):
-        if isinstance(value, dict) and "tasks" in value:
-            entries = value["tasks"]
-            break
-    else:
-        raise PlanError('the answer has no JSON object with "tasks"')
+    entries = _find_tasks(text)
     if not isinstance(entries, list):
         raise PlanError('"tasks" must be a list')
     if len(entries) > _MAX_TASKS:
@@ -182,14 +217,18 @@ def parse_verdict(text: str) -> Verdict:
     if not text.strip():
         raise VerdictError("the answer is empty")
     found: dict[str, object] | None = None
-    for value in _values(text):
-        if isinstance(value, dict) and "verdict" in value:
-            found = value
+    try:
+        for value in _values(text):
+            if isinstance(value, dict) and "verdict" in value:
+                found = value
+    except ValueError as exc:  # what was found may not be the last
+        raise VerdictError(f"the answer cannot be read: {exc}") from exc
     if found is None:
         raise VerdictError('the answer has no JSON object with "verdict"')
     verdict = found["verdict"]
     if verdict not in ("accept", "reject"):
-        raise VerdictError(f'"verdict" must be "accept" or "reject", not {str(verdict)[:50]!r}')
+        what = repr(verdict[:50]) if isinstance(verdict, str) else f"a {type(verdict).__name__}"
+        raise VerdictError(f'"verdict" must be "accept" or "reject", not {what}')
     faults: list[str] = []
     reasons = found.get("reasons")
     if isinstance(reasons, str):

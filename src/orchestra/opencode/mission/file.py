@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path, PurePath
-from types import ModuleType
-from typing import Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 from attrs import field, frozen
 
-from orchestra import Agent, CommandAgent, EmbeddedAgent
+from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
@@ -28,7 +26,6 @@ __all__ = (
     "BackendKind",
     "MissionFile",
     "RoleChoice",
-    "load_agents",
     "parse_mission",
     "parse_model",
     "parse_url",
@@ -97,6 +94,8 @@ class MissionFile:
         backend: Where the agents run.
         url: The server to attach to; None: start one.
         model: The model of every role that does not name its own; None: the backend's default.
+        config: Further OpenCode configuration for a server of our own.
+        project_config: Whether a server of our own reads the project's own configuration.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
     """
@@ -110,6 +109,8 @@ class MissionFile:
     backend: BackendKind = "embedded"
     url: str | None = None
     model: str | None = None
+    config: Mapping[str, Any] = field(factory=dict)
+    project_config: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
 
@@ -219,6 +220,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         deadline=rules.seconds("deadline", 0.0) or None,
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
+        has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
     )
     rules.close()
 
@@ -227,6 +229,12 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     place.take("kind", "a backend")
     url = _parsed(place, "url", parse_url)
     model = _parsed(place, "model", parse_model)
+    config = _config(place)
+    project_config = place.boolean("project_config", default=False)
+    if url and ("config" in place or "project_config" in place):
+        place.problem(
+            "", "expected 'url', or 'config' and 'project_config' for a server of our own"
+        )
     place.close()
 
     agent_tables = root.table("agents")
@@ -250,6 +258,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         backend=kind,
         url=url,
         model=model,
+        config=config,
+        project_config=project_config,
         agents=agents,
         roles=roles,
     )
@@ -316,6 +326,23 @@ def _parsed(table: Table, key: str, parse: Callable[[str], str]) -> str | None:
     except ConfigurationError as error:
         table.problem(key, str(error).removeprefix(f"{key}: "))
         return None
+
+
+def _config(place: Table) -> Mapping[str, Any]:
+    """Read what is passed on to OpenCode as it stands, which takes JSON."""
+    expected = "a table of OpenCode configuration"
+    value = place.take("config", expected)
+    if value is None:
+        return {}
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        expected = f"{expected} (without dates and infinite numbers)"
+        value = None
+    if not isinstance(value, dict):
+        place.wrong("config", expected)
+        return {}
+    return value
 
 
 def _tasks(root: Table) -> tuple[TaskSpec, ...]:
@@ -427,64 +454,3 @@ def _check_role(role: Role, choice: str, table: Table, defined: Table) -> None:
             "expected a table with 'command' or 'call', since the embedded backend has no agents "
             "of its own, but it is missing",
         )
-
-
-class _UncachedLoader(SourceFileLoader):
-    """Leaves no ``__pycache__`` beside the mission file, which may well be the workspace."""
-
-    def path_stats(self, path: str) -> NoReturn:
-        """Refuse, which turns the bytecode cache off.
-
-        Args:
-            path: The source file.
-        """
-        raise OSError(f"{path} is not cached")
-
-
-def load_agents(mission: MissionFile) -> dict[str, EmbeddedAgent | CommandAgent]:
-    """Make the embedded backend's agents; this runs the Python files that the mission names.
-
-    A file is run once, however many functions of it are agents.
-
-    Args:
-        mission: A mission for the embedded backend.
-
-    Raises:
-        ConfigurationError: A file raises, or lacks the function; one line per fault.
-    """
-    agents: dict[str, EmbeddedAgent | CommandAgent] = {}
-    modules: dict[Path, ModuleType] = {}
-    problems = []
-    for name, entry in mission.agents.items():
-        if isinstance(entry, AgentCommand):
-            agents[name] = CommandAgent(entry.argv, timeout=entry.timeout)
-            continue
-        where = f"{mission.path}: agents.{name}.call"
-        if entry.path not in modules:
-            try:
-                modules[entry.path] = _load(entry.path, len(modules))
-            except Exception as error:  # noqa: BLE001  (somebody else's code may raise anything)
-                raised = f"{type(error).__name__}: {error}".splitlines()[0]
-                problems.append(f"{where}: {entry.path.name} raised {raised}")
-                continue
-        function = getattr(modules[entry.path], entry.function, None)
-        if callable(function):
-            agents[name] = cast("EmbeddedAgent", function)
-        else:
-            problems.append(
-                f"{where}: expected a function {entry.function!r} in {entry.path.name}, "
-                "but there is none"
-            )
-    if problems:
-        raise ConfigurationError(*problems)
-    return agents
-
-
-def _load(path: Path, number: int) -> ModuleType:
-    name = f"orchestra_mission_agents_{number}"
-    loader = _UncachedLoader(name, str(path))
-    spec = spec_from_loader(name, loader)
-    assert spec is not None  # noqa: S101  (a loader was given)
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, final
+from typing import final
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve
 
 from orchestra.errors import PlanError
-from orchestra.events import FinishReason, TurnError, Usage
+from orchestra.events import FinishReason
 from orchestra.opencode.mission.answers import VerdictError, parse_plan, parse_verdict
+from orchestra.opencode.mission.failures import describe, explain, is_final, retry_delay
 from orchestra.opencode.mission.messages import (
     commander_message,
     planner_message,
@@ -26,37 +27,35 @@ from orchestra.opencode.mission.messages import (
     reviewer_message,
     worker_message,
 )
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.orders import (
+    AgentAnswered,
+    Ask,
+    CloseSession,
+    Command,
+    CommandsFinished,
+    Event,
+    Finish,
+    PlanMade,
+    RunCommands,
+    StopRequested,
+    TaskMoved,
+    Warn,
+    WorkStarted,
+)
+from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import (
     CommandResult,
     MissionOutcome,
     TaskReport,
     TaskState,
 )
+from orchestra.opencode.mission.tracking import OpenWork, TrackedTask
+from orchestra.opencode.mission.write_sets import WriteSets
 
-__all__ = (
-    "TRANSITIONS",
-    "AgentAnswered",
-    "Ask",
-    "CloseSession",
-    "Command",
-    "CommandsFinished",
-    "Event",
-    "Finish",
-    "MissionMachine",
-    "PlanMade",
-    "RunCommands",
-    "StopRequested",
-    "TaskMoved",
-    "Warn",
-    "WorkStarted",
-)
+__all__ = ("TRANSITIONS", "MissionMachine")
 
 _MAX_TURNS = 3
 """Tries of a commander's, planner's or reviewer's turn that fails; a worker's are its rounds."""
-_MAX_DELAY = 60.0
-_MAX_RETRY_AFTER = 600.0
-_REASON_TAIL = 1_500
 _MAX_SUMMARY = 2_000
 
 TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
@@ -71,168 +70,6 @@ TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
     TaskState.FAILED: frozenset(),
     TaskState.SKIPPED: frozenset(),
 }
-
-
-# --- events: what the runner tells the machine -------------------------------------------------
-
-
-@frozen(kw_only=True)
-class WorkStarted:
-    """The ordered work got its slot and runs."""
-
-    ticket: int
-
-
-@frozen(kw_only=True)
-class AgentAnswered:
-    """An agent's turn ended, one way or the other."""
-
-    ticket: int
-    reason: FinishReason
-    text: str = ""
-    is_truncated: bool = False
-    usage: Usage = field(factory=Usage)
-    error: TurnError | None = None
-
-
-@frozen(kw_only=True)
-class CommandsFinished:
-    """Acceptance commands ended; one result for each that was ordered."""
-
-    ticket: int
-    results: tuple[CommandResult, ...]
-
-
-@frozen(kw_only=True)
-class StopRequested:
-    """Somebody, or a deadline, ends the mission."""
-
-    reason: str
-    outcome: MissionOutcome = MissionOutcome.INTERRUPTED
-
-
-Event: TypeAlias = WorkStarted | AgentAnswered | CommandsFinished | StopRequested
-
-
-# --- commands: what the machine tells the runner -----------------------------------------------
-
-
-@frozen(kw_only=True)
-class Ask:
-    """Prompt an agent, in the session of that key (opened when there is none)."""
-
-    ticket: int
-    session: str
-    role: Role
-    message: str
-    task_id: str | None = None
-    round: int = 0
-    delay: float = 0.0
-
-
-@frozen(kw_only=True)
-class RunCommands:
-    """Run acceptance commands, one after the other; all are permitted."""
-
-    ticket: int
-    commands: tuple[tuple[str, ...], ...]
-    task_id: str | None = None
-    round: int = 0
-
-
-@frozen(kw_only=True)
-class CloseSession:
-    """The session of that key is not needed any more."""
-
-    session: str
-
-
-@frozen(kw_only=True)
-class PlanMade:
-    """The plan is valid; nothing of it has started."""
-
-    plan: Plan
-
-
-@frozen(kw_only=True)
-class TaskMoved:
-    """A task changed its state."""
-
-    task_id: str
-    state: TaskState
-    round: int
-    note: str = ""
-
-
-@frozen(kw_only=True)
-class Warn:
-    """Something does not stop the mission but should be known."""
-
-    message: str
-
-
-@frozen(kw_only=True)
-class Finish:
-    """The mission is over: cancel what still runs. Always the last command."""
-
-    outcome: MissionOutcome
-    reason: str
-
-
-Command: TypeAlias = Ask | RunCommands | CloseSession | PlanMade | TaskMoved | Warn | Finish
-
-
-# --- the machine -------------------------------------------------------------------------------
-
-
-@define
-class _Task:
-    """A task under way."""
-
-    spec: TaskSpec
-    position: int
-    open_dependencies: int
-    state: TaskState = TaskState.WAITING
-    round: int = 0
-    sessions: int = 0
-    is_session_fresh: bool = True
-    failures: int = 0
-    usage: Usage = field(factory=Usage)
-    reasons: list[str] = field(factory=list)
-    sent_back: tuple[str, ...] = ()
-    summary: str = ""
-    commands: tuple[CommandResult, ...] = ()
-
-
-@frozen
-class _Work:
-    """Ordered work that has not come back: who takes the answer, and what was asked."""
-
-    answer: Callable[[_Work, AgentAnswered], None] | None
-    ask: Ask | None
-    task: _Task | None
-    tries: int = 1
-    repeats: int = 0
-
-
-def _describe(answer: AgentAnswered) -> str:
-    """Say in a phrase why a turn did not end well."""
-    if answer.error is not None:
-        return answer.error.message[:_REASON_TAIL]
-    return {
-        FinishReason.STOPPED: "it was stopped before its answer",
-        FinishReason.LENGTH: "its answer was cut at the model's output limit",
-        FinishReason.BLOCKED: "a content filter withheld its answer",
-        FinishReason.ABORTED: "it was aborted",
-        FinishReason.INTERRUPTED: "it broke off",
-    }.get(answer.reason, f"it ended as {answer.reason.value!r}")
-
-
-def _is_final(answer: AgentAnswered) -> bool:
-    """Whether trying the same again is useless."""
-    if answer.reason is FinishReason.REFUSED:
-        return True
-    return answer.error is not None and not answer.error.is_retryable
 
 
 def _count(number: int, noun: str) -> str:
@@ -262,12 +99,11 @@ class MissionMachine:
         self._goal = goal
         self._settings = settings or MissionSettings()
         self._plan = plan
-        self._tasks: dict[str, _Task] = {}
-        self._dependents: dict[str, list[_Task]] = {}
-        self._holders: dict[str, str] = {}
-        self._kept_waiting: dict[str, deque[_Task]] = {}
+        self._tasks: dict[str, TrackedTask] = {}
+        self._dependents: dict[str, list[TrackedTask]] = {}
+        self._write_sets = WriteSets()
         self._unfinished = 0
-        self._work: dict[int, _Work] = {}
+        self._work: dict[int, OpenWork] = {}
         self._tickets = 0
         self._is_started = False
         self._finish: Finish | None = None
@@ -357,21 +193,7 @@ class MissionMachine:
 
     def task_reports(self) -> tuple[TaskReport, ...]:
         """Return what is known of every task, in plan order."""
-        return tuple(
-            TaskReport(
-                id=task.spec.id,
-                title=task.spec.title,
-                state=task.state,
-                rounds=task.round,
-                reasons=tuple(task.reasons),
-                files=task.spec.files,
-                depends=task.spec.depends,
-                usage=task.usage,
-                commands=task.commands,
-                summary=task.summary,
-            )
-            for task in self._tasks.values()
-        )
+        return tuple(task.report() for task in self._tasks.values())
 
     def __repr__(self) -> str:
         counts: dict[str, int] = {}
@@ -389,11 +211,11 @@ class MissionMachine:
 
     def _ask(
         self,
-        answer: Callable[[_Work, AgentAnswered], None],
+        answer: Callable[[OpenWork, AgentAnswered], None],
         role: Role,
         session: str,
         message: str,
-        task: _Task | None = None,
+        task: TrackedTask | None = None,
     ) -> None:
         self._tickets += 1
         ask = Ask(
@@ -404,12 +226,12 @@ class MissionMachine:
             task_id=task.spec.id if task else None,
             round=task.round if task else 0,
         )
-        self._work[ask.ticket] = _Work(answer, ask, task)
+        self._work[ask.ticket] = OpenWork(answer, ask, task)
         self._out.append(ask)
 
-    def _again(self, work: _Work, answer: AgentAnswered) -> bool:
+    def _again(self, work: OpenWork, answer: AgentAnswered) -> bool:
         """Ask the same again in a fresh session, unless it was tried often enough."""
-        if work.ask is None or work.tries >= _MAX_TURNS or _is_final(answer):
+        if work.ask is None or work.tries >= _MAX_TURNS or is_final(answer):
             return False
         self._out.append(CloseSession(session=work.ask.session))
         self._tickets += 1
@@ -417,14 +239,14 @@ class MissionMachine:
             work.ask,
             ticket=self._tickets,
             session=f"{work.ask.session}'",
-            delay=self._delay(work.tries, answer),
+            delay=retry_delay(answer, work.tries, self._settings.retry_delay),
         )
         self._work[ask.ticket] = evolve(work, ask=ask, tries=work.tries + 1)
         self._retries += 1
         self._out.append(ask)
         return True
 
-    def _repeat(self, work: _Work, problem: str) -> bool:
+    def _repeat(self, work: OpenWork, problem: str) -> bool:
         """Ask once more for the right form, in the same session."""
         if work.ask is None or work.repeats >= 1:
             return False
@@ -433,12 +255,6 @@ class MissionMachine:
         self._work[ask.ticket] = evolve(work, ask=ask, repeats=work.repeats + 1)
         self._out.append(ask)
         return True
-
-    def _delay(self, failures: int, answer: AgentAnswered) -> float:
-        delay = min(self._settings.retry_delay * 2.0 ** (failures - 1), _MAX_DELAY)
-        if answer.error is not None and answer.error.retry_after is not None:
-            delay = max(delay, min(answer.error.retry_after, _MAX_RETRY_AFTER))
-        return delay
 
     def _warn(self, message: str) -> None:
         self._warnings.append(message)
@@ -471,17 +287,17 @@ class MissionMachine:
             work.task.round += 1
             self._move(work.task, TaskState.WORKING)
 
-    def _on_answer(self, work: _Work, event: AgentAnswered) -> None:
+    def _on_answer(self, work: OpenWork, event: AgentAnswered) -> None:
         if work.answer is None or work.ask is None:
             raise RuntimeError(f"ticket {event.ticket} is for commands, not for an agent")
         if work.task is not None:
             work.task.usage += event.usage
         if event.reason is FinishReason.LOST:
-            self._stop(MissionOutcome.FAILED, f"the backend is gone: {_describe(event)}")
+            self._stop(MissionOutcome.FAILED, f"the backend is gone: {describe(event)}")
             return
         work.answer(work, event)
 
-    def _on_brief(self, work: _Work, event: AgentAnswered) -> None:
+    def _on_brief(self, work: OpenWork, event: AgentAnswered) -> None:
         brief = ""
         if event.reason is FinishReason.DONE:
             brief = event.text.strip()
@@ -490,15 +306,15 @@ class MissionMachine:
         elif self._again(work, event):
             return
         else:
-            self._end(MissionOutcome.FAILED, f"the commander failed: {_describe(event)}")
+            self._end(MissionOutcome.FAILED, f"the commander failed: {describe(event)}")
             return
         self._close(work)
         self._ask(self._on_plan, Role.PLANNER, "planner", planner_message(self._goal, brief))
 
-    def _on_plan(self, work: _Work, event: AgentAnswered) -> None:
+    def _on_plan(self, work: OpenWork, event: AgentAnswered) -> None:
         if event.reason is not FinishReason.DONE:
             if not self._again(work, event):
-                self._end(MissionOutcome.FAILED, f"the planner failed: {_describe(event)}")
+                self._end(MissionOutcome.FAILED, f"the planner failed: {describe(event)}")
             return
         try:
             if event.is_truncated:
@@ -516,7 +332,7 @@ class MissionMachine:
     def _accept_plan(self, plan: Plan) -> None:
         self._plan = plan
         for position, spec in enumerate(plan.tasks):
-            task = _Task(spec, position, len(set(spec.depends)))
+            task = TrackedTask(spec, position, len(set(spec.depends)))
             self._tasks[spec.id] = task
             for name in set(spec.depends):
                 self._dependents.setdefault(name, []).append(task)
@@ -528,7 +344,7 @@ class MissionMachine:
 
     # --- one task's way ---
 
-    def _move(self, task: _Task, state: TaskState, note: str = "") -> None:
+    def _move(self, task: TrackedTask, state: TaskState, note: str = "") -> None:
         if state not in TRANSITIONS[task.state]:
             raise RuntimeError(
                 f"task {task.spec.id!r} cannot go from {task.state.value} to {state.value}"
@@ -538,30 +354,21 @@ class MissionMachine:
             TaskMoved(task_id=task.spec.id, state=state, round=task.round, note=note[:300])
         )
 
-    def _make_ready(self, task: _Task) -> None:
+    def _make_ready(self, task: TrackedTask) -> None:
         self._move(task, TaskState.READY)
         self._try_work(task)
 
-    def _try_work(self, task: _Task) -> None:
+    def _try_work(self, task: TrackedTask) -> None:
         """Give the task to a worker unless another one holds a file that it writes."""
-        for file in task.spec.files:
-            if file in self._holders:
-                self._kept_waiting.setdefault(file, deque()).append(task)
-                return
-        for file in task.spec.files:
-            self._holders[file] = task.spec.id
-        self._ask_worker(task)
+        if self._write_sets.hold(task.spec.id, task.spec.files):
+            self._ask_worker(task)
 
-    def _release_files(self, task: _Task) -> None:
-        kept: list[_Task] = []
-        for file in task.spec.files:
-            if self._holders.get(file) == task.spec.id:
-                del self._holders[file]
-                kept.extend(self._kept_waiting.pop(file, ()))
-        for waiting in sorted(kept, key=lambda task: task.position):
+    def _release_files(self, task: TrackedTask) -> None:
+        kept = self._write_sets.release(task.spec.id, task.spec.files)
+        for waiting in sorted(map(self._tasks.__getitem__, kept), key=lambda task: task.position):
             self._try_work(waiting)
 
-    def _ask_worker(self, task: _Task, delay: float = 0.0) -> None:
+    def _ask_worker(self, task: TrackedTask, delay: float = 0.0) -> None:
         if task.is_session_fresh:
             task.sessions += 1
             task.is_session_fresh = False
@@ -577,7 +384,7 @@ class MissionMachine:
             # The round begins when the worker does.
             self._out[-1] = evolve(ask, round=task.round + 1, delay=delay)
 
-    def _on_work(self, work: _Work, event: AgentAnswered) -> None:
+    def _on_work(self, work: OpenWork, event: AgentAnswered) -> None:
         task = self._task(work)
         if task.state is TaskState.READY:  # it failed before it got a slot
             task.round += 1
@@ -585,12 +392,14 @@ class MissionMachine:
         if event.reason is not FinishReason.DONE:
             self._close(work)
             task.is_session_fresh = True
-            reason = f"the worker's turn failed: {_describe(event)}"
-            if _is_final(event):
+            reason = f"the worker's turn failed: {describe(event)}"
+            if is_final(event):
                 self._fail(task, reason)
             else:
                 task.failures += 1
-                self._send_back(task, (reason,), self._delay(task.failures, event))
+                self._send_back(
+                    task, (reason,), retry_delay(event, task.failures, self._settings.retry_delay)
+                )
             return
         task.failures = 0
         task.summary = event.text[:_MAX_SUMMARY]
@@ -605,11 +414,11 @@ class MissionMachine:
             task,
         )
 
-    def _on_review(self, work: _Work, event: AgentAnswered) -> None:
+    def _on_review(self, work: OpenWork, event: AgentAnswered) -> None:
         task = self._task(work)
         if event.reason is not FinishReason.DONE:
             if not self._again(work, event):
-                self._fail(task, f"the reviewer failed: {_describe(event)}")
+                self._fail(task, f"the reviewer failed: {describe(event)}")
             return
         try:
             if event.is_truncated:
@@ -635,7 +444,7 @@ class MissionMachine:
         else:
             self._accept(task)
 
-    def _send_back(self, task: _Task, reasons: Sequence[str], delay: float = 0.0) -> None:
+    def _send_back(self, task: TrackedTask, reasons: Sequence[str], delay: float = 0.0) -> None:
         task.reasons.extend(reasons)
         if task.round >= self._settings.max_rounds:
             self._fail(
@@ -666,9 +475,9 @@ class MissionMachine:
                 )
         return tuple(refused), tuple(permitted)
 
-    def _order(self, commands: tuple[tuple[str, ...], ...], task: _Task | None) -> None:
+    def _order(self, commands: tuple[tuple[str, ...], ...], task: TrackedTask | None) -> None:
         self._tickets += 1
-        self._work[self._tickets] = _Work(None, None, task)
+        self._work[self._tickets] = OpenWork(None, None, task)
         self._out.append(
             RunCommands(
                 ticket=self._tickets,
@@ -678,19 +487,10 @@ class MissionMachine:
             )
         )
 
-    def _on_commands(self, work: _Work, event: CommandsFinished) -> None:
+    def _on_commands(self, work: OpenWork, event: CommandsFinished) -> None:
         if work.answer is not None:
             raise RuntimeError(f"ticket {event.ticket} is for an agent, not for commands")
-        failed = [result for result in event.results if result.is_failed]
-        reasons = []
-        for result in failed:
-            end = (
-                f"ended with exit code {result.exit_code}"
-                if result.exit_code is not None
-                else result.error
-            )
-            tail = result.output.strip()[-_REASON_TAIL:]
-            reasons.append(f"`{' '.join(result.argv)}` {end}" + (f":\n{tail}" if tail else ""))
+        reasons = [explain(result) for result in event.results if result.is_failed]
         if work.task is None:
             self._commands += event.results
             if reasons:
@@ -706,7 +506,7 @@ class MissionMachine:
 
     # --- the end of a task ---
 
-    def _accept(self, task: _Task) -> None:
+    def _accept(self, task: TrackedTask) -> None:
         self._move(task, TaskState.ACCEPTED)
         self._leave(task)
         for dependent in self._dependents.get(task.spec.id, ()):
@@ -715,7 +515,7 @@ class MissionMachine:
                 self._make_ready(dependent)
         self._conclude()
 
-    def _fail(self, task: _Task, reason: str, *, is_known: bool = False) -> None:
+    def _fail(self, task: TrackedTask, reason: str, *, is_known: bool = False) -> None:
         if not is_known:
             task.reasons.append(reason)
         self._move(task, TaskState.FAILED, reason)
@@ -731,7 +531,7 @@ class MissionMachine:
                 skipped.extend(self._dependents.get(dependent.spec.id, ()))
         self._conclude()
 
-    def _leave(self, task: _Task) -> None:
+    def _leave(self, task: TrackedTask) -> None:
         """Give back what the task held."""
         self._unfinished -= 1
         if not task.is_session_fresh:
@@ -763,12 +563,12 @@ class MissionMachine:
 
     # --- small ---
 
-    def _close(self, work: _Work) -> None:
+    def _close(self, work: OpenWork) -> None:
         if work.ask is not None:
             self._out.append(CloseSession(session=work.ask.session))
 
     @staticmethod
-    def _task(work: _Work) -> _Task:
+    def _task(work: OpenWork) -> TrackedTask:
         if work.task is None:
             raise RuntimeError("the work is not about a task")
         return work.task

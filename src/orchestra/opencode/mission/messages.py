@@ -6,8 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 
-from orchestra.errors import PlanError
-from orchestra.opencode.mission.answers import parse_plan
 from orchestra.opencode.mission.plan import TaskSpec
 
 __all__ = (
@@ -21,7 +19,7 @@ __all__ = (
 
 _MAX_BRIEF = 20_000
 _MAX_SUMMARY = 8_000
-_TASK = re.compile(r"<task>(.*?)</task>", re.DOTALL)
+_TASK = re.compile(r"<task>([^<]*)</task>")
 
 
 def _json(value: object) -> str:
@@ -46,6 +44,18 @@ def _reasons_block(reasons: Sequence[str]) -> str:
     return f"<reasons>{_json(list(reasons))}</reasons>"
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, not a {type(value).__name__}")
+    return value
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"a list was expected, not a {type(values).__name__}")
+    return tuple(_text(value) for value in values)
+
+
 def read_task(message: str) -> TaskSpec:
     """Read the task out of a worker's or reviewer's message; for agents that are programs.
 
@@ -60,9 +70,17 @@ def read_task(message: str) -> TaskSpec:
         raise ValueError("the message carries no <task>")
     try:
         fields = json.loads(match.group(1))
-        fields.pop("depends", None)  # the others are not here to be checked against
-        return parse_plan(json.dumps({"tasks": [fields]})).tasks[0]
-    except (ValueError, AttributeError, PlanError) as exc:
+        return TaskSpec(
+            id=_text(fields["id"]),
+            title=_text(fields["title"]),
+            instructions=_text(fields.get("instructions", "")),
+            files=_texts(fields.get("files", [])),
+            depends=_texts(fields.get("depends", [])),
+            acceptance=tuple(_texts(argv) for argv in fields.get("acceptance", [])),
+        )
+    except KeyError as exc:
+        raise ValueError(f"the message's <task> has no {exc}") from exc
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"the message's <task> cannot be read: {exc}") from exc
 
 

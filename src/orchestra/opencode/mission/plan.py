@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 
@@ -43,6 +43,10 @@ class TaskSpec:
     acceptance: tuple[tuple[str, ...], ...] = ()
 
 
+def _as_tuple(tasks: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
+    return tuple(tasks)
+
+
 @frozen
 class Plan:
     """Tasks in the order in which they are written down.
@@ -52,7 +56,7 @@ class Plan:
             form a cycle; the message names every fault.
     """
 
-    tasks: tuple[TaskSpec, ...]
+    tasks: tuple[TaskSpec, ...] = field(converter=_as_tuple)
 
     def __attrs_post_init__(self) -> None:
         if problems := find_faults(self.tasks):
@@ -104,41 +108,54 @@ def _default_limits() -> dict[str, int]:
     return {"commander": 1, "planner": 10, "worker": 10, "reviewer": 10}
 
 
+def _are_limits(_settings: object, _field: object, limits: Mapping[str, object]) -> None:
+    known = [role.value for role in Role]
+    for name, limit in limits.items():
+        if name not in known:
+            raise ValueError(f"limits has {name!r}, but must name roles: {', '.join(known)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limits[{name!r}] must be an int of at least 1, not {limit!r}")
+
+
 @frozen(kw_only=True)
 class MissionSettings:
     """The rules of a run.
 
     Attributes:
-        limits: How many sessions of each role may work at once.
+        limits: How many sessions of each role may work at once; 10 for a role that is left out.
         max_rounds: How often a worker may try one task: rejections and failures both count.
         acceptance: Command lines that must succeed after all tasks were accepted.
-        allow: Command lines that acceptance may run. An entry that ends in ``*`` allows any
-            further arguments; otherwise it must match as a whole.
+        allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
+            any further arguments; otherwise it must match as a whole.
         command_timeout: Seconds that one acceptance command may take.
         turn_timeout: Seconds that one agent turn may take before it is aborted.
         deadline: Seconds that the whole mission may take; None: no limit.
         retry_delay: Seconds before a failed turn is tried again; doubled each time, at most 60.
         todo_file: Where the plan is written, relative to the workspace; None: nowhere.
+        has_evidence: Whether the workspace is looked at before and after the mission, so that the
+            report tells which files changed, and what in them does not parse or looks like a
+            secret.
     """
 
-    limits: Mapping[str, int] = field(factory=_default_limits)
+    limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     max_rounds: int = field(default=3, validator=validators.ge(1))
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
     command_timeout: float = field(default=300.0, validator=validators.gt(0))
-    turn_timeout: float = field(default=1800.0, validator=validators.gt(0))
+    turn_timeout: float = field(default=600.0, validator=validators.gt(0))
     deadline: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
+    has_evidence: bool = True
 
     def permits(self, argv: Sequence[str]) -> bool:
-        """Whether the allow list has this command line.
+        """Whether acceptance may run this command line: ``acceptance`` names it, or ``allow`` does.
 
         Args:
             argv: The command line, split.
         """
         line = tuple(argv)
-        return any(
+        return line in self.acceptance or any(
             line[: len(entry) - 1] == entry[:-1] if entry[-1:] == ("*",) else line == entry
             for entry in self.allow
             if entry

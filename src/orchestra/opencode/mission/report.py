@@ -11,6 +11,8 @@ from orchestra.events import Usage
 
 __all__ = (
     "CommandResult",
+    "Evidence",
+    "Finding",
     "MissionOutcome",
     "MissionReport",
     "Span",
@@ -71,6 +73,46 @@ class CommandResult:
     def is_failed(self) -> bool:
         """Whether it was permitted and did not succeed."""
         return not self.refusal and self.exit_code != 0
+
+
+@frozen(kw_only=True)
+class Finding:
+    """Something in a changed file that somebody should look at.
+
+    Attributes:
+        path: The file, relative to the workspace.
+        line: The line, from 1; 0 for the file as a whole.
+        message: What it is; a secret itself is never repeated.
+    """
+
+    path: str
+    line: int
+    message: str
+
+
+@frozen(kw_only=True)
+class Evidence:
+    """The workspace before and after a mission, as seen from outside.
+
+    Attributes:
+        before: SHA-256 over all paths and contents at the start, in hexadecimal.
+        after: The same at the end.
+        files: How many files there are at the end.
+        added: New files, at most 1,000 of them.
+        changed: Files with other contents, likewise.
+        removed: Files that are gone, likewise.
+        unlisted: How many more changes there are than are named.
+        findings: What the new and changed files hold that should not be there, at most 1,000.
+    """
+
+    before: str
+    after: str
+    files: int
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unlisted: int = 0
+    findings: tuple[Finding, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -144,6 +186,7 @@ class MissionReport:
         elapsed: Seconds from start to end.
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
+        evidence: What the mission did to the files; None when nobody looked.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
     """
 
@@ -159,4 +202,5 @@ class MissionReport:
     elapsed: float = 0.0
     started_at: str = ""
     warnings: tuple[str, ...] = ()
+    evidence: Evidence | None = None
     statistics: Mapping[str, int] = field(factory=dict)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    Evidence,
     MissionReport,
     TaskReport,
     TaskState,
@@ -35,6 +36,8 @@ _LEGEND = (
     ("bad", "failed"),
     ("cut", "stopped"),
 )
+_MOST_FILES = 200
+"""Files of each kind that the page names."""
 _ROLES = ("commander", "planner", "worker", "reviewer", "acceptance")
 
 _STYLE = """
@@ -128,10 +131,29 @@ def _sections(report: MissionReport) -> Iterator[str]:
     if report.commands:
         results = "".join(_command(result) for result in report.commands)
         yield f"<section><h2>Acceptance of the whole mission</h2>{results}</section>"
+    if report.evidence is not None:
+        yield _evidence(report.evidence)
     yield (
         f"<footer>Workspace <code>{clean(report.directory)}</code>, started "
         f"{clean(report.started_at) or 'at an unknown time'}. The same facts for programs: "
         "<code>report.json</code>.</footer>"
+    )
+
+
+def _evidence(evidence: Evidence) -> str:
+    kinds = {"new": evidence.added, "changed": evidence.changed, "removed": evidence.removed}
+    rows = "".join(
+        f"<tr><td>{kind}</td><td><code>{clean(path, 500)}</code></td></tr>"
+        for kind, paths in kinds.items()
+        for path in paths[:_MOST_FILES]
+    )
+    more = evidence.unlisted + sum(max(0, len(paths) - _MOST_FILES) for paths in kinds.values())
+    rows += f"<tr><td></td><td>and {more:,} more</td></tr>" if more else ""
+    table = f"<table>{rows}</table>" if rows else '<p class="soft">No file was changed.</p>'
+    return (
+        f'<section><h2>Files</h2>{table}<p class="soft">{evidence.files:,} files, SHA-256 of '
+        f"the tree <code>{clean(evidence.before[:16])}</code> before and "
+        f"<code>{clean(evidence.after[:16])}</code> after.</p></section>"
     )
 
 

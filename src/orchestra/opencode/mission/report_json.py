@@ -16,6 +16,8 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    Evidence,
+    Finding,
     MissionOutcome,
     MissionReport,
     Span,
@@ -92,6 +94,7 @@ def report_from_json(document: object) -> MissionReport:
         elapsed=root.number("elapsed"),
         started_at=_text(root, "started_at"),
         warnings=_texts(root, "warnings"),
+        evidence=_evidence(root),
         statistics={key: _count(counters, key) for key in counters},
     )
     if root.problems:
@@ -160,6 +163,29 @@ def _span(table: Table) -> Span:
         ended=table.number("ended"),
         outcome=_text(table, "outcome"),
         session_id=_text(table, "session_id"),
+    )
+
+
+def _evidence(root: Table) -> Evidence | None:
+    if root.take("evidence", "an object or null") is None:
+        return None
+    table = root.table("evidence")
+    return Evidence(
+        before=_text(table, "before"),
+        after=_text(table, "after"),
+        files=_count(table, "files"),
+        added=_texts(table, "added"),
+        changed=_texts(table, "changed"),
+        removed=_texts(table, "removed"),
+        unlisted=_count(table, "unlisted"),
+        findings=tuple(
+            Finding(
+                path=_text(finding, "path"),
+                line=_count(finding, "line"),
+                message=_text(finding, "message"),
+            )
+            for finding in table.tables("findings")
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,10 @@ from attrs import field, frozen
 
 from orchestra import Agent, ConcurrencyController, Session, SessionBackend, background_tasks
 from orchestra.errors import (
-    AgentNotFoundError,
-    ConfigurationError,
-    ModelNotFoundError,
     OrchestraError,
-    ServerError,
 )
 from orchestra.events import (
     Finished,
-    FinishReason,
     PermissionAsked,
     QuestionAsked,
     RetryScheduled,
@@ -38,10 +33,10 @@ from orchestra.events import (
     ToolStatus,
     TurnError,
     Usage,
+    UsageReported,
 )
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
-from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -54,7 +49,10 @@ from orchestra.opencode.mission.events import (
     TurnStarted,
     WarningRaised,
 )
-from orchestra.opencode.mission.machine import (
+from orchestra.opencode.mission.evidence import Witness
+from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
     CloseSession,
@@ -62,7 +60,6 @@ from orchestra.opencode.mission.machine import (
     CommandsFinished,
     Event,
     Finish,
-    MissionMachine,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -71,9 +68,16 @@ from orchestra.opencode.mission.machine import (
     WorkStarted,
 )
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
-from orchestra.opencode.mission.report import MissionOutcome, MissionReport, Span, TaskState
+from orchestra.opencode.mission.report import (
+    Evidence,
+    MissionOutcome,
+    MissionReport,
+    Span,
+    TaskState,
+)
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.todo import render_todo, write_todo
+from orchestra.opencode.mission.turn import Turn
 
 __all__ = ("Mission", "MissionStatistics", "run_mission")
 
@@ -125,6 +129,7 @@ class Mission(AsyncContextManagerMixin):
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Raises:
         ValueError: The goal is empty.
@@ -140,6 +145,7 @@ class Mission(AsyncContextManagerMixin):
         plan: Plan | None = None,
         agents: Mapping[Role, Agent] | None = None,
         settings: MissionSettings | None = None,
+        listener: Callable[[MissionEvent], object] | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
@@ -151,7 +157,9 @@ class Mission(AsyncContextManagerMixin):
         self._machine = MissionMachine(self._goal, settings=self._settings, plan=plan)
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._witness = Witness(self._directory, skipped=[self._settings.todo_file or ""])
         self._subscriptions = Subscriptions()
+        self._listener = listener
         self._sessions: dict[str, Session] = {}
         self._timeline: list[Span] = []
         self._usage = Usage()
@@ -164,7 +172,6 @@ class Mission(AsyncContextManagerMixin):
         self._started_at = ""
         self._is_entered = False
         self._warnings: list[str] = []
-        # Work comes back in the mission's own tasks only, so a queue and an event are enough.
         self._inbox: deque[Event] = deque()
         self._has_mail = anyio.Event()
 
@@ -183,8 +190,9 @@ class Mission(AsyncContextManagerMixin):
     def events(self) -> AsyncIterator[MissionEvent]:
         """Return a feed of what happens from now on; it ends after `MissionFinished`.
 
-        Each step of the iteration is a checkpoint. A feed that is not read in time loses its
-        oldest events and says so with `EventsDropped`.
+        A step of the iteration is a checkpoint when nothing is buffered, and every 64th in any
+        case. A feed that is not read in time loses its oldest events and says so with
+        `EventsDropped`; a ``listener`` loses none.
         """
         return self._subscriptions.open()
 
@@ -271,6 +279,8 @@ class Mission(AsyncContextManagerMixin):
                 if self._settings.deadline is not None:
                     work.start_soon(self._keep_deadline, self._settings.deadline)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
+                if self._settings.has_evidence:
+                    await self._witness.begin()
                 commands = self._machine.start()
                 while finish is None:
                     for command in commands:
@@ -282,8 +292,11 @@ class Mission(AsyncContextManagerMixin):
             with anyio.CancelScope(shield=True):
                 await self._close_sessions()
                 await self._write_todo()
+                evidence = None if finish is None else await self._witness.end()
+            for warning in self._witness.warnings:
+                self._warn(warning)
             if finish is not None:
-                self._report = self._make_report(finish)
+                self._report = self._make_report(finish, evidence)
                 self._publish(MissionFinished(at=self._now(), report=self._report))
             self._finished.set()
 
@@ -328,25 +341,16 @@ class Mission(AsyncContextManagerMixin):
     # --- agents ---
 
     async def _ask(self, ask: Ask) -> None:
-        queued = self._now()
+        turn = Turn(queued=self._now())
         if ask.delay:
             await anyio.sleep(ask.delay)
         async with self._controller.lease(ask.role.value):
-            started = self._now()
+            turn.started = self._now()
             self._post(WorkStarted(ticket=ask.ticket))
-            finished, session_id = await self._take_turn(ask)
-        self._timeline.append(
-            Span(
-                name=ask.role.value,
-                task_id=ask.task_id,
-                round=ask.round,
-                queued=queued,
-                started=started,
-                ended=self._now(),
-                outcome=_outcome(ask.role, finished),
-                session_id=session_id,
-            )
-        )
+            try:
+                turn.finished = finished = await self._take_turn(ask, turn)
+            finally:
+                self._end_turn(ask, turn)
         self._post(
             AgentAnswered(
                 ticket=ask.ticket,
@@ -358,49 +362,41 @@ class Mission(AsyncContextManagerMixin):
             )
         )
 
-    async def _take_turn(self, ask: Ask) -> tuple[Finished, str]:
-        """Run one turn to its end, whatever that is; returns its end and the session's id."""
-        session_id = ""
+    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
+        """Run one turn to its end, whatever that is."""
         try:
-            session = self._sessions.get(ask.session)
-            if session is None:
-                session = self._sessions[ask.session] = await self._open(ask)
-            session_id = session.id
-            self._publish(
-                TurnStarted(
-                    at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session_id
-                )
-            )
-            self._turns_running += 1
-            try:
-                finished = await self._stream(session, ask)
-            finally:
-                self._turns_running -= 1
-                self._counts["turns"] += 1
+            with anyio.move_on_after(self._settings.turn_timeout):
+                return await self._prompt(ask, turn)
+            message = f"no answer within {self._settings.turn_timeout:g} s"
+            return turn.cut_off(TurnError(name="TimeoutError", message=message))
         except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            finished = _as_finished(exc, session_id)
+            return as_finished(exc, turn.session_id)
         except Exception as exc:
             _logger.exception("the backend failed in a way its contract does not know")
-            finished = _as_finished(exc, session_id)
-        self._usage += finished.usage
+            return as_finished(exc, turn.session_id)
+
+    def _end_turn(self, ask: Ask, turn: Turn) -> None:
+        """Write down what a turn was, also one that the mission's end cut off."""
+        turn.finished = turn.finished or turn.cut_off()
+        self._usage += turn.finished.usage
+        self._timeline.append(turn.span(ask, ended=self._now()))
         self._publish(
             TurnFinished(
                 at=self._now(),
                 role=ask.role,
                 task_id=ask.task_id,
-                session_id=session_id,
-                outcome=finished.reason.value,
-                cost=finished.usage.cost,
+                session_id=turn.session_id,
+                outcome=turn.finished.reason.value,
+                cost=turn.finished.usage.cost,
             )
         )
-        return finished, session_id
 
     async def _open(self, ask: Ask) -> Session:
         agent = self._agents.get(ask.role)
         return await self._backend.open(
             ROLE_AGENTS[ask.role] if agent is None else agent,
             directory=self._directory,
-            title=f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value,
+            title=ask.name,
             metadata={
                 "mission": self._id,
                 "role": ask.role.value,
@@ -409,20 +405,29 @@ class Mission(AsyncContextManagerMixin):
             },
         )
 
-    async def _stream(self, session: Session, ask: Ask) -> Finished:
-        with anyio.move_on_after(self._settings.turn_timeout):
-            return await session.prompt(ask.message, listener=partial(self._on_session_event, ask))
-        seconds = self._settings.turn_timeout
-        return Finished(
-            session_id=session.id,
-            reason=FinishReason.ABORTED,
-            error=TurnError(name="TimeoutError", message=f"no answer within {seconds:g} s"),
+    async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
+        session = self._sessions.get(ask.session)
+        if session is None:
+            session = self._sessions[ask.session] = await self._open(ask)
+        turn.session_id = session.id
+        self._publish(
+            TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
         )
+        self._turns_running += 1
+        try:
+            return await session.prompt(
+                ask.message, listener=partial(self._on_session_event, ask, turn)
+            )
+        finally:
+            self._turns_running -= 1
+            self._counts["turns"] += 1
 
-    def _on_session_event(self, ask: Ask, event: SessionEvent) -> None:
+    def _on_session_event(self, ask: Ask, turn: Turn, event: SessionEvent) -> None:
         if isinstance(event, ToolCalled):
             if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
                 self._counts["tool_calls"] += 1
+        elif isinstance(event, UsageReported):
+            turn.usage += event.usage
         elif isinstance(event, PermissionAsked):
             self._counts["permissions"] += 1
             if not event.reply.is_allowed:
@@ -432,7 +437,7 @@ class Mission(AsyncContextManagerMixin):
             self._counts["questions"] += 1
         elif isinstance(event, RetryScheduled):
             self._warn(
-                f"{_session_name(ask)}: the model call is repeated in {event.delay:.1f} s "
+                f"{ask.name}: the model call is repeated in {event.delay:.1f} s "
                 f"({event.message[:200]})"
             )
         self._publish(AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=event))
@@ -475,6 +480,10 @@ class Mission(AsyncContextManagerMixin):
                 await session.aclose()
             except (OrchestraError, OSError) as exc:
                 _logger.warning("session %s could not be closed: %s", session.id, exc)
+            except Exception:
+                _logger.exception(
+                    "session %s failed in a way its contract does not know", session.id
+                )
 
     async def _close_sessions(self) -> None:
         sessions = list(self._sessions.values())
@@ -519,13 +528,19 @@ class Mission(AsyncContextManagerMixin):
 
     def _publish(self, event: MissionEvent) -> None:
         self._subscriptions.publish(event)
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception:
+                _logger.exception("the mission's listener failed; it is not called again")
+                self._listener = None
 
     def _warn(self, message: str) -> None:
         if message not in self._warnings and len(self._warnings) < 1_000:
             self._warnings.append(message)
             self._publish(WarningRaised(at=self._now(), message=message))
 
-    def _make_report(self, finish: Finish) -> MissionReport:
+    def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
         return MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -539,37 +554,9 @@ class Mission(AsyncContextManagerMixin):
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
+            evidence=evidence,
             statistics={**self._counts, "retries": self._machine.retries},
         )
-
-
-def _session_name(ask: Ask) -> str:
-    """Return how people know the session of an ask."""
-    return f"{ask.role.value} {ask.task_id}" if ask.task_id else ask.role.value
-
-
-def _outcome(role: Role, finished: Finished) -> str:
-    """Return what a turn's span says: for a reviewer who came to one, its verdict."""
-    if role is Role.REVIEWER and finished.reason is FinishReason.DONE:
-        with suppress(VerdictError):
-            return "accepted" if parse_verdict(finished.text).is_accepted else "rejected"
-    return finished.reason.value
-
-
-def _as_finished(exc: Exception, session_id: str) -> Finished:
-    """Turn what the backend raised into the end of a turn."""
-    is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
-    is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
-    is_known = isinstance(exc, OrchestraError | OSError)
-    return Finished(
-        session_id=session_id,
-        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
-        error=TurnError(
-            name=type(exc).__name__,
-            message=str(exc) or repr(exc),
-            is_retryable=is_known and not is_useless and not is_client_fault,
-        ),
-    )
 
 
 async def run_mission(
@@ -591,7 +578,7 @@ async def run_mission(
         plan: A ready plan; None: commander and planner make one.
         agents: Agents that replace a role's own.
         settings: The rules of the run.
-        listener: Called with each event.
+        listener: Called with each event, at once; one that raises is logged and dropped.
 
     Returns:
         The report, however the mission ended.
@@ -602,9 +589,12 @@ async def run_mission(
         OrchestraError: The backend cannot be entered.
     """
     async with Mission(
-        goal, backend=backend, directory=directory, plan=plan, agents=agents, settings=settings
+        goal,
+        backend=backend,
+        directory=directory,
+        plan=plan,
+        agents=agents,
+        settings=settings,
+        listener=listener,
     ) as mission:
-        if listener is not None:
-            async for event in mission.events():
-                listener(event)
         return await mission.wait_finished()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -13,6 +14,9 @@ from orchestra.opencode.mission.events import EventsDropped, MissionEvent, Missi
 __all__ = ("Subscriptions",)
 
 _CAPACITY = 4_096
+_BATCH = 64
+"""Buffered events that are handed out in a row. A checkpoint for each would let a busy mission,
+which publishes many events in one round of the loop, outrun the most willing reader."""
 
 
 class _Subscription:
@@ -22,6 +26,7 @@ class _Subscription:
         self._events: deque[MissionEvent] = deque()
         self._capacity = capacity
         self._dropped = 0
+        self._in_a_row = _BATCH
         self._is_ended = False
         self._wake = anyio.Event()
 
@@ -40,11 +45,15 @@ class _Subscription:
         return self
 
     async def __anext__(self) -> MissionEvent:
-        await anyio.lowlevel.checkpoint()
+        self._in_a_row += 1
+        if self._in_a_row >= _BATCH or not self._events:
+            self._in_a_row = 0
+            await anyio.lowlevel.checkpoint()
         while not self._events:
             if self._is_ended:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
+            if self._wake.is_set():  # otherwise somebody waits for it
+                self._wake = anyio.Event()
             await self._wake.wait()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
@@ -61,7 +70,8 @@ class Subscriptions:
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self._capacity = capacity
-        self._readers: list[_Subscription] = []
+        # A feed that nobody holds any more is not filled any more.
+        self._readers: weakref.WeakSet[_Subscription] = weakref.WeakSet()
         self._last: MissionFinished | None = None
         self._is_ended = False
 
@@ -92,5 +102,5 @@ class Subscriptions:
         if self._is_ended:
             reader.end()
         else:
-            self._readers.append(reader)
+            self._readers.add(reader)
         return reader

@@ -210,6 +210,21 @@ class Table:
             return default
         return float(value)
 
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """Read true or false.
+
+        Args:
+            key: The key.
+            default: What an absent or wrong value becomes.
+        """
+        value = self.take(key, "true or false")
+        if key not in self._values:
+            return default
+        if not isinstance(value, bool):
+            self.wrong(key, "true or false")
+            return default
+        return value
+
     def choice(self, key: str, choices: tuple[str, ...]) -> str | None:
         """Read one of some words; None when it is absent or wrong.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from orchestra.opencode.mission.plan import Plan
@@ -27,6 +30,11 @@ _MARKS = {
 _QUIET = {TaskState.WAITING, TaskState.READY, TaskState.ACCEPTED}
 
 
+def _line(text: str) -> str:
+    """Return the text as one line that cannot end the section."""
+    return " ".join(text.split()).replace("-->", "-- >")
+
+
 def render_todo(goal: str, plan: Plan, states: Mapping[str, TaskState]) -> str:
     """Return the section's text, a Markdown task list.
 
@@ -35,15 +43,14 @@ def render_todo(goal: str, plan: Plan, states: Mapping[str, TaskState]) -> str:
         plan: The plan.
         states: Each task's state.
     """
-    title = " ".join(goal.split())[:200].replace("<!--", "").replace("-->", "")
-    lines = [_BEGIN, f"# {title}", ""]
+    lines = [_BEGIN, f"# {_line(goal)[:200]}", ""]
     for task in plan.tasks:
         state = states[task.id]
-        line = f"- [{_MARKS[state]}] {task.id}: {task.title.replace('-->', '')}"
+        line = f"- [{_MARKS[state]}] {_line(f'{task.id}: {task.title}')}"
         if state not in _QUIET:
             line += f" ({state.value})"
         if task.depends:
-            line += f" (after {', '.join(task.depends)})"
+            line += f" (after {_line(', '.join(task.depends))})"
         lines.append(line)
     lines += [_END, ""]
     return "\n".join(lines)
@@ -59,27 +66,30 @@ def write_todo(path: Path, section: str) -> None:
         section: What `render_todo` returned.
 
     Raises:
-        OSError: It cannot be read or written.
+        OSError: It cannot be read or written, or is no regular file; a symbolic link could lead
+            out of the workspace.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        mode = path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        text, mode = "", 0o644
-    begin, end = text.find(_BEGIN), text.find(_END)
+    text, mode = b"", None
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        text, mode = path.read_bytes(), stat.S_IMODE(status.st_mode)
+    begin, end = text.find(_BEGIN.encode()), text.find(_END.encode())
+    new = section.encode("utf-8", errors="replace")
     if 0 <= begin < end:
-        after = text[end + len(_END) :]
-        text = text[:begin] + section.rstrip("\n") + after
+        text = text[:begin] + new.rstrip(b"\n") + text[end + len(_END) :]
     else:
-        text = section + ("\n" + text if text else "")
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        text = new + (b"\n" + text if text else b"")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with temporary.open("xb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)  # noqa: PTH101  (the name of an open temporary file)
-        os.replace(temporary, path)  # noqa: PTH105  (the same)
+        if mode is not None:
+            temporary.chmod(mode)
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)  # noqa: PTH108  (the same)
+        temporary.unlink(missing_ok=True)
         raise

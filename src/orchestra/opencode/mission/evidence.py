@@ -1,0 +1,329 @@
+"""What a mission did to the files, seen from outside: digests, changes, secrets, broken files.
+
+Agents say what they did; this looks. All of it is CPU work and disk, so it runs on a
+`WorkStealingPool`, and a large tree does not stall the event loop. A file whose size and times
+have not changed is not read again.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, final
+
+from attrs import frozen
+
+from orchestra import WorkStealingPool
+from orchestra.opencode.mission.report import Evidence, Finding
+
+__all__ = ("Tree", "Witness", "WorkspaceWatch")
+
+T = TypeVar("T")
+
+_SKIPPED = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".mypy_cache",
+        ".nox",
+        ".orchestra",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".svn",
+        ".tox",
+        ".venv",
+        "__pycache__",
+        "node_modules",
+    }
+)
+"""Folders that are not anybody's work."""
+_BATCH = 256
+_MAX_PARSED = 4 << 20
+"""Bytes of a file up to which it is looked into."""
+_MAX_READ = 64 << 20
+"""Bytes of a file up to which its contents count; of a larger one size and time do."""
+_MAX_FILES = 200_000
+"""Files of a workspace up to which it is looked at."""
+_MAX_LISTED = 1_000
+"""Paths and findings that are named; more are counted."""
+
+_SECRETS: Mapping[str, re.Pattern[bytes]] = {
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
+    "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
+    "a GitLab token": re.compile(rb"\bglpat-[A-Za-z0-9_-]{20}"),
+    "an Anthropic key": re.compile(rb"\bsk-ant-[A-Za-z0-9_-]{32,}"),
+    "an OpenAI key": re.compile(rb"\bsk-(?!ant-)(?:proj-)?[A-Za-z0-9_-]{40,}"),
+    "a Google key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
+    "a Slack token": re.compile(rb"\bxox[abprs]-[0-9A-Za-z-]{20,}"),
+}
+
+
+@frozen
+class _File:
+    stamp: tuple[int, int, int, int]
+    digest: bytes
+
+
+@frozen
+class Tree:
+    """A workspace's files at one moment.
+
+    Attributes:
+        files: Stamp and digest by path, relative and with ``/``.
+        digest: SHA-256 over all paths and contents, in hexadecimal.
+    """
+
+    files: Mapping[str, _File]
+    digest: str
+
+
+def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """List regular files and links with what tells whether they changed; no link is followed."""
+    found: list[tuple[str, tuple[int, int, int, int]]] = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(os.path.join(root, folder)))  # noqa: PTH118
+        except OSError:
+            continue  # gone, or not ours to read: the agents could not read it either
+        for entry in entries:
+            path = f"{folder}{entry.name}"
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name not in _SKIPPED:
+                        folders.append(f"{path}/")
+                elif path not in skipped:
+                    info = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+                        stamp = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+                        found.append((path, stamp))
+            except OSError:
+                continue
+    found.sort()
+    return found
+
+
+def _digest(root: str, path: str) -> bytes:
+    full = os.path.join(root, path)  # noqa: PTH118  (20,000 times)
+    try:
+        if os.path.islink(full):  # noqa: PTH114
+            return hashlib.sha256(b"link:" + os.fsencode(os.readlink(full))).digest()  # noqa: PTH115
+        info = os.stat(full)  # noqa: PTH116
+        if info.st_size > _MAX_READ:
+            return hashlib.sha256(f"large:{info.st_size}:{info.st_mtime_ns}".encode()).digest()
+        with open(full, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as exc:
+        return hashlib.sha256(f"unreadable:{exc.errno}".encode()).digest()
+
+
+def _digest_batch(root: str, paths: Sequence[str]) -> list[bytes]:
+    return [_digest(root, path) for path in paths]
+
+
+def _summarize(files: Mapping[str, _File]) -> str:
+    total = hashlib.sha256()
+    for path, file in files.items():
+        total.update(os.fsencode(path) + b"\0" + file.digest)
+    return total.hexdigest()
+
+
+def _load_nothing(_text: bytes) -> None:
+    return None
+
+
+def _parse_python(text: bytes) -> None:
+    ast.parse(text)
+
+
+def _parse_json(text: bytes) -> None:
+    json.loads(text)
+
+
+def _parse_toml(text: bytes) -> None:
+    tomllib.loads(text.decode())
+
+
+_PARSERS: Mapping[str, Callable[[bytes], None]] = {
+    ".json": _parse_json,
+    ".py": _parse_python,
+    ".pyi": _parse_python,
+    ".toml": _parse_toml,
+}
+
+
+def _inspect(root: str, path: str) -> list[Finding]:
+    """Look into one changed file."""
+    full = Path(root, path)
+    try:
+        if full.is_symlink() or full.stat().st_size > _MAX_PARSED:
+            return []
+        text = full.read_bytes()
+    except OSError:
+        return []
+    findings = []
+    try:
+        _PARSERS.get(full.suffix.lower(), _load_nothing)(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as exc:
+        line = getattr(exc, "lineno", None) or 0
+        findings.append(Finding(path=path, line=line, message=f"it does not parse: {exc}"[:300]))
+    for name, pattern in _SECRETS.items():
+        for match in pattern.finditer(text):
+            line = text.count(b"\n", 0, match.start()) + 1
+            findings.append(Finding(path=path, line=line, message=f"it looks like {name}"))
+    return findings
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]
+
+
+class TooLargeError(Exception):
+    """The workspace has more files than are looked at."""
+
+
+@final
+class WorkspaceWatch:
+    """Takes a workspace's digest at the start, and tells at the end what has changed.
+
+    Args:
+        directory: The workspace.
+        pool: Does the work.
+        skipped: Paths, relative to the workspace, that do not count.
+    """
+
+    def __init__(
+        self, directory: Path, pool: WorkStealingPool, *, skipped: Iterable[str] = ()
+    ) -> None:
+        self._root = str(directory)
+        self._pool = pool
+        self._skipped = frozenset(skipped)
+
+    async def take(self, earlier: Tree | None = None) -> Tree:
+        """Read the tree. A checkpoint.
+
+        Args:
+            earlier: What an earlier call returned: files that look unchanged are not read again.
+
+        Raises:
+            TooLargeError: There are more than 200,000 files.
+        """
+        listed = await self._pool.run(_walk, self._root, self._skipped)
+        if len(listed) > _MAX_FILES:
+            raise TooLargeError(f"it has more than {_MAX_FILES:,} files")
+        known = earlier.files if earlier is not None else {}
+        unknown = [
+            path for path, stamp in listed if path not in known or known[path].stamp != stamp
+        ]
+        read = await self._pool.run_many(partial(_digest_batch, self._root), _batches(unknown))
+        digests = dict(zip(unknown, (digest for batch in read for digest in batch), strict=True))
+        return await self._pool.run(_assemble, listed, digests, known)
+
+    async def compare(self, before: Tree, after: Tree) -> Evidence:
+        """Tell what has changed, and look into what is new. A checkpoint.
+
+        Args:
+            before: The tree at the start.
+            after: The tree at the end.
+        """
+        added, changed, removed = await self._pool.run(_changes, before, after)
+        looked = await self._pool.run_many(
+            partial(_inspect, self._root), [*added, *changed][: 10 * _MAX_LISTED]
+        )
+        findings = [finding for found in looked for finding in found]
+        listed = (added[:_MAX_LISTED], changed[:_MAX_LISTED], removed[:_MAX_LISTED])
+        return Evidence(
+            before=before.digest,
+            after=after.digest,
+            files=len(after.files),
+            added=tuple(listed[0]),
+            changed=tuple(listed[1]),
+            removed=tuple(listed[2]),
+            unlisted=len(added) + len(changed) + len(removed) - sum(map(len, listed)),
+            findings=tuple(findings[:_MAX_LISTED]),
+        )
+
+    def __repr__(self) -> str:
+        return f"<WorkspaceWatch {self._root}>"
+
+
+def _assemble(
+    listed: Sequence[tuple[str, tuple[int, int, int, int]]],
+    digests: Mapping[str, bytes],
+    known: Mapping[str, _File],
+) -> Tree:
+    files = {
+        path: _File(stamp, digests[path]) if path in digests else known[path]
+        for path, stamp in listed
+    }
+    return Tree(files, _summarize(files))
+
+
+def _changes(before: Tree, after: Tree) -> tuple[list[str], list[str], list[str]]:
+    added = [path for path in after.files if path not in before.files]
+    removed = [path for path in before.files if path not in after.files]
+    changed = [
+        path
+        for path, file in after.files.items()
+        if path in before.files and before.files[path].digest != file.digest
+    ]
+    return added, changed, removed
+
+
+@final
+class Witness:
+    """Looks at the workspace when a mission starts and when it ends.
+
+    Args:
+        directory: The workspace.
+        skipped: Paths, relative to the workspace, that do not count.
+    """
+
+    def __init__(self, directory: Path, *, skipped: Iterable[str] = ()) -> None:
+        self._directory = directory
+        self._skipped = frozenset(skipped)
+        self._before: Tree | None = None
+        self.warnings: list[str] = []
+
+    async def begin(self) -> None:
+        """Look before anybody has changed anything. A checkpoint."""
+        async with WorkStealingPool() as pool:
+            watch = WorkspaceWatch(self._directory, pool, skipped=self._skipped)
+            try:
+                self._before = await watch.take()
+            except TooLargeError as exc:
+                self.warnings.append(f"changes of the workspace are not looked at: {exc}")
+
+    async def end(self) -> Evidence | None:
+        """Look again, and tell what has changed; None without a first look. A checkpoint."""
+        if self._before is None:
+            return None
+        async with WorkStealingPool() as pool:
+            watch = WorkspaceWatch(self._directory, pool, skipped=self._skipped)
+            try:
+                after = await watch.take(self._before)
+            except TooLargeError as exc:
+                self.warnings.append(f"changes of the workspace are not looked at: {exc}")
+                return None
+            evidence = await watch.compare(self._before, after)
+        for finding in evidence.findings[:20]:
+            where = f"{finding.path}:{finding.line}" if finding.line else finding.path
+            self.warnings.append(f"{where}: {finding.message}")
+        if len(evidence.findings) > 20:
+            self.warnings.append(f"{len(evidence.findings) - 20} more findings, see the evidence")
+        return evidence
+
+    def __repr__(self) -> str:
+        state = "has begun" if self._before is not None else "has not begun"
+        return f"<Witness {self._directory} {state}>"

@@ -1,0 +1,94 @@
+"""What it means that something did not end well: in words, and for trying again."""
+
+from __future__ import annotations
+
+from orchestra.errors import (
+    AgentNotFoundError,
+    ConfigurationError,
+    ModelNotFoundError,
+    OrchestraError,
+    ServerError,
+)
+from orchestra.events import Finished, FinishReason, TurnError
+from orchestra.opencode.mission.orders import AgentAnswered
+from orchestra.opencode.mission.report import CommandResult
+
+__all__ = ("as_finished", "describe", "explain", "is_final", "retry_delay")
+
+_MAX_DELAY = 60.0
+_MAX_RETRY_AFTER = 600.0
+_MAX_MESSAGE = 1_500
+
+
+def describe(answer: AgentAnswered) -> str:
+    """Say in a phrase why a turn did not end well.
+
+    Args:
+        answer: The turn's end.
+    """
+    if answer.error is not None:
+        return answer.error.message[:_MAX_MESSAGE]
+    return {
+        FinishReason.STOPPED: "it was stopped before its answer",
+        FinishReason.LENGTH: "its answer was cut at the model's output limit",
+        FinishReason.BLOCKED: "a content filter withheld its answer",
+        FinishReason.ABORTED: "it was aborted",
+        FinishReason.INTERRUPTED: "it broke off",
+    }.get(answer.reason, f"it ended as {answer.reason.value!r}")
+
+
+def is_final(answer: AgentAnswered) -> bool:
+    """Whether trying the same again is useless.
+
+    Args:
+        answer: The turn's end.
+    """
+    if answer.reason is FinishReason.REFUSED:
+        return True
+    return answer.error is not None and not answer.error.is_retryable
+
+
+def retry_delay(answer: AgentAnswered, failures: int, first: float) -> float:
+    """Return the seconds before the next try: doubled each time, at least what the origin wants.
+
+    Args:
+        answer: The turn's end.
+        failures: How many turns in a row have failed, this one included.
+        first: The delay after the first failure.
+    """
+    delay = min(first * 2.0 ** (failures - 1), _MAX_DELAY)
+    if answer.error is not None and answer.error.retry_after is not None:
+        delay = max(delay, min(answer.error.retry_after, _MAX_RETRY_AFTER))
+    return delay
+
+
+def explain(result: CommandResult) -> str:
+    """Say why an acceptance command does not prove anything, with the end of its output.
+
+    Args:
+        result: A result that is a failure.
+    """
+    end = result.error if result.exit_code is None else f"ended with exit code {result.exit_code}"
+    output = result.output.strip()[-_MAX_MESSAGE:]
+    return f"`{' '.join(result.argv)}` {end}" + (f":\n{output}" if output else "")
+
+
+def as_finished(exc: Exception, session_id: str) -> Finished:
+    """Turn what a backend raised into the end of a turn.
+
+    Args:
+        exc: What it raised.
+        session_id: The session, if there was one.
+    """
+    is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
+    is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
+    is_known = isinstance(exc, OrchestraError | OSError)
+    return Finished(
+        session_id=session_id,
+        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
+        error=TurnError(
+            name=type(exc).__name__,
+            message=str(exc) or repr(exc),
+            is_retryable=is_known and not is_useless and not is_client_fault,
+        ),
+    )
