@@ -4,7 +4,6 @@ import json
 import random
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -18,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import orchestra
 from orchestra import (
     ConcurrencyController,
     ConcurrencyToken,
@@ -26,6 +24,7 @@ from orchestra import (
     MVCCStore,
     SQLiteStore,
     Transaction,
+    WorkStealingDeque,
 )
 from orchestra.errors import ConflictError
 from orchestra.testing import (
@@ -375,40 +374,17 @@ def work_stealing(state: Any, name: str, argument: Any) -> tuple[Hashable, Any]:
     return (state[:-1], state[-1]) if name == "pop" else (state[1:], state[0])
 
 
-class _Locked:
-    """A deque with a lock around everything, with the methods of ours."""
-
-    def __init__(self) -> None:
-        self._items: deque[int] = deque()
-
-    def push(self, item: int) -> None:
-        self._items.append(item)
-
-    def pop(self) -> int | None:
-        return self._items.pop() if self._items else None
-
-    def steal(self) -> int | None:
-        return self._items.popleft() if self._items else None
-
-    @property
-    def stealer(self) -> _Locked:
-        return self
-
-
-def race_on_deque(items: Any, history: History, seed: int) -> None:
+def race_on_deque(items: WorkStealingDeque[int], history: History, seed: int) -> None:
     """An owner and two thieves, each in a thread, begin at the same moment."""
     ready = threading.Barrier(3)
     generator = random.Random(seed)
 
     def take(me: str, name: str, do: Callable[[], Any]) -> None:
         ticket = history.begin(me, name)
-        try:
-            result = do()
-        except LookupError:
-            result = None
-        history.end(ticket, result)
+        history.end(ticket, do())
 
     def own() -> None:
+        items.adopt()
         ready.wait(10)
         for number in range(1, 25):
             if generator.random() < 0.6:
@@ -433,10 +409,9 @@ def race_on_deque(items: Any, history: History, seed: int) -> None:
 
 def test_the_deque_is_linearizable() -> None:
     """An owner and two thieves in threads see what one after the other would see."""
-    kind: Any = getattr(orchestra, "WorkStealingDeque", _Locked)
     for run in range(20):
         history = History()
-        race_on_deque(kind(), history, run)
+        race_on_deque(WorkStealingDeque[int](), history, run)
         check_linearizable(history, SequentialModel(initial=(), apply=work_stealing))
 
 

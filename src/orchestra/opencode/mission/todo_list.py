@@ -309,8 +309,11 @@ class TodoList:
             self._rounds += 1
             is_done = False
             while not is_done:
-                await self._read_back()
-                await self._write(*await self._current())
+                document, revision = await self._current()
+                # Writing finds out by itself whether somebody has edited the file meanwhile.
+                if not (self._digest and await self._write(document, revision)):
+                    await self._read_back()
+                    await self._write(*await self._current())
                 # Another process may have written an older one over a newer one: look again.
                 is_done = self._written >= await self._store.revision()
 
@@ -421,19 +424,24 @@ class TodoList:
         except (CompactedError, ValueError):
             return None
 
-    async def _write(self, document: TodoDocument, revision: int) -> None:
-        if self._path is None or document == self._shown:
+    async def _write(self, document: TodoDocument, revision: int) -> bool:
+        """Write the list if the file is still the one that was read; whether it was written."""
+        if self._path is None:
+            return False
+        if document == self._shown:
             self._written = revision
-            return
+            return False
         section = wrap_section([line for _, line in document], revision)
         text = await anyio.to_thread.run_sync(
             partial(replace_section, self._path, section, self._digest, is_synced=self._is_synced)
         )
-        if text is not None:
-            self._digest = digest_of(text)
-            self._shown = document
-            self._written = revision
-            self._counts["writes"] += 1
+        if text is None:
+            return False
+        self._digest = digest_of(text)
+        self._shown = document
+        self._written = revision
+        self._counts["writes"] += 1
+        return True
 
     def statistics(self) -> TodoListStatistics:
         """Count what has been done to the file."""
