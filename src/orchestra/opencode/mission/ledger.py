@@ -135,6 +135,8 @@ class Ledger:
         plan = next((each.plan for each in commands if isinstance(each, PlanMade)), None)
         finish = next((each for each in commands if isinstance(each, Finish)), None)
         moved = {each.task_id for each in commands if isinstance(each, TaskMoved)}
+        if plan is not None:
+            moved.update(task.id for task in plan.tasks)
         tasks = {name: report(name) for name in moved}
         if plan is None and finish is None and not tasks:
             return

@@ -7,78 +7,25 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from orchestra.opencode.mission.plan import Plan, TaskSpec
-from orchestra.opencode.mission.report import TaskState
-from orchestra.opencode.mission.todo import render_todo, write_todo
+from orchestra.opencode.mission.todo_file import place_section
+from orchestra.opencode.mission.todo_text import TodoLine, TodoMark, wrap_section
 
-PLAN = Plan((TaskSpec(id="a", title="Do it"), TaskSpec(id="b", title="Test it", depends=("a",))))
-FIRST = render_todo("The goal", PLAN, {"a": TaskState.WORKING, "b": TaskState.WAITING})
-SECOND = render_todo("The goal", PLAN, {"a": TaskState.ACCEPTED, "b": TaskState.READY})
+FIRST = wrap_section(
+    [TodoLine(text="# The goal"), TodoLine(text="a: Do it", mark=TodoMark.ACTIVE)], 1
+)
+SECOND = wrap_section(
+    [TodoLine(text="# The goal"), TodoLine(text="a: Do it", mark=TodoMark.DONE)], 22
+)
 MARKER = "<!-- orchestra:end -->"
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX file modes")
 
 
-def render(state: TaskState) -> str:
-    text = render_todo("goal", Plan((TaskSpec(id="a", title="Do it"),)), {"a": state})
-    return next(line for line in text.splitlines() if line.startswith("- "))
-
-
-def test_the_section_lists_the_tasks() -> None:
-    """The section has the goal, and each task with its state and what it waits for."""
-    assert FIRST.splitlines()[1:-1] == [
-        "# The goal",
-        "",
-        "- [/] a: Do it (working)",
-        "- [ ] b: Test it (after a)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("state", "line"),
-    [
-        (TaskState.WAITING, "- [ ] a: Do it"),
-        (TaskState.READY, "- [ ] a: Do it"),
-        (TaskState.WORKING, "- [/] a: Do it (working)"),
-        (TaskState.REVIEWING, "- [/] a: Do it (reviewing)"),
-        (TaskState.CHECKING, "- [/] a: Do it (checking)"),
-        (TaskState.ACCEPTED, "- [x] a: Do it"),
-        (TaskState.FAILED, "- [-] a: Do it (failed)"),
-        (TaskState.SKIPPED, "- [-] a: Do it (skipped)"),
-    ],
-)
-def test_every_state_has_its_mark(state: TaskState, line: str) -> None:
-    """A reader sees a task's state in its line."""
-    assert render(state) == line
-
-
-def test_every_state_is_covered() -> None:
-    """No state is missing from the marks."""
-    for state in TaskState:
-        assert render(state)
-
-
-@given(st.text(), st.text(), st.text())
-@example(MARKER, MARKER, MARKER)
-@example("<!-- orchestra:end ---->>", "<!-- orchestra:end ---->>", "a\nb")
-def test_no_text_ends_the_section(goal: str, title: str, name: str) -> None:
-    """Whatever goal and tasks are called, the section has its two marks, once, at its ends."""
-    plan = Plan(
-        (TaskSpec(id=name, title=title), TaskSpec(id=name + "'", title="", depends=(name,)))
-    )
-    section = render_todo(goal, plan, dict.fromkeys((name, name + "'"), TaskState.READY))
-    lines = section.splitlines()
-    assert [number for number, line in enumerate(lines) if "-->" in line] == [0, 5]
-    assert len(lines) == 6
-
-
 def test_a_new_file_has_the_section_only(tmp_path: Path) -> None:
     """Without a TODO.md there is one afterwards."""
-    write_todo(tmp_path / "TODO.md", FIRST)
-    assert (tmp_path / "TODO.md").read_text() == FIRST
+    place_section(tmp_path / "TODO.md", FIRST)
+    assert (tmp_path / "TODO.md").read_text() == f"{FIRST}\n"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +42,10 @@ def test_a_new_file_has_the_section_only(tmp_path: Path) -> None:
 def test_what_others_wrote_stays(before: bytes, after: bytes, tmp_path: Path) -> None:
     """What stands around the section stays to the byte, however often it is rewritten."""
     path = tmp_path / "TODO.md"
-    path.write_bytes(before + FIRST.rstrip("\n").encode() + after)
+    path.write_bytes(before + FIRST.encode() + after)
     for section in (SECOND, FIRST, SECOND):
-        write_todo(path, section)
-    assert path.read_bytes() == before + SECOND.rstrip("\n").encode() + after
+        place_section(path, section)
+    assert path.read_bytes() == before + SECOND.encode() + after
 
 
 @pytest.mark.parametrize(
@@ -114,15 +61,9 @@ def test_the_section_goes_before_what_was_there(text: str, tmp_path: Path) -> No
     """A file without a whole section gets one, once, and keeps its text."""
     path = tmp_path / "TODO.md"
     path.write_bytes(text.encode())
-    write_todo(path, FIRST)
-    write_todo(path, SECOND)
-    assert path.read_bytes().decode() == f"{SECOND}\n{text}"
-
-
-def test_half_of_a_surrogate_pair_is_no_fault(tmp_path: Path) -> None:
-    """A goal that cannot be encoded does not stop the mission's list."""
-    write_todo(tmp_path / "TODO.md", FIRST.replace("goal", "\ud800\udcff"))
-    assert "# The ??" in (tmp_path / "TODO.md").read_text()
+    place_section(path, FIRST)
+    place_section(path, SECOND)
+    assert path.read_bytes().decode() == f"{SECOND}\n\n{text}"
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
@@ -138,7 +79,7 @@ def test_a_failing_write_changes_nothing(
     path.write_text("mine")
     monkeypatch.setattr(os, function, fail)
     with pytest.raises(OSError, match="No space"):
-        write_todo(path, FIRST)
+        place_section(path, FIRST)
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -150,7 +91,7 @@ def test_the_file_keeps_its_mode(mode: int, tmp_path: Path) -> None:
     path = tmp_path / "TODO.md"
     path.write_text("mine")
     path.chmod(mode)
-    write_todo(path, FIRST)
+    place_section(path, FIRST)
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
@@ -160,7 +101,7 @@ def test_a_new_file_obeys_the_mask(mask: int, tmp_path: Path) -> None:
     """A new file is as open as the user's mask lets new files be."""
     old = os.umask(mask)
     try:
-        write_todo(tmp_path / "TODO.md", FIRST)
+        place_section(tmp_path / "TODO.md", FIRST)
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "TODO.md").stat().st_mode) == 0o666 & ~mask
@@ -177,7 +118,7 @@ def test_a_link_is_not_followed(is_dangling: bool, tmp_path: Path) -> None:  # n
     path = workspace / "TODO.md"
     path.symlink_to(target)
     with pytest.raises(OSError, match="no regular file"):
-        write_todo(path, FIRST)
+        place_section(path, FIRST)
     assert path.readlink() == target
     assert list(workspace.iterdir()) == [path]
     assert is_dangling or target.read_text() == "not ours"
@@ -190,10 +131,10 @@ def test_what_would_block_is_refused(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     for name in ("pipe", "directory"):
         with pytest.raises(OSError, match="no regular file"):
-            write_todo(tmp_path / name, FIRST)
+            place_section(tmp_path / name, FIRST)
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     """Directories are not made up."""
     with pytest.raises(FileNotFoundError):
-        write_todo(tmp_path / "docs" / "TODO.md", FIRST)
+        place_section(tmp_path / "docs" / "TODO.md", FIRST)

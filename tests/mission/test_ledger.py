@@ -1,0 +1,263 @@
+"""A mission's state in the store, and TODO.md beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from orchestra import EmbeddedBackend, MemoryStore, MVCCStore, SQLiteStore, Transaction, Turn
+from orchestra.opencode import (
+    Mission,
+    MissionOutcome,
+    MissionReport,
+    MissionSettings,
+    Plan,
+    TaskSpec,
+    TaskState,
+    run_mission,
+)
+from orchestra.opencode.mission.ledger import MISSION, PLAN, TASK, Ledger
+from orchestra.opencode.mission.orders import Finish, PlanMade, TaskMoved
+from orchestra.opencode.mission.report import TaskReport
+from orchestra.opencode.mission.todo_text import parse_lines, split_section
+
+PLAN_AB = Plan((TaskSpec(id="a", title="Do it"), TaskSpec(id="b", title="Test it", depends=("a",))))
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[MVCCStore]:
+    async with MemoryStore() as found:
+        yield found.namespace("mission_1")
+
+
+def report(task_id: str, state: TaskState = TaskState.WORKING) -> TaskReport:
+    return TaskReport(id=task_id, title="t", state=state, rounds=1)
+
+
+def moved(task_id: str, state: TaskState) -> TaskMoved:
+    return TaskMoved(task_id=task_id, state=state, round=1)
+
+
+async def begin(store: MVCCStore, path: Path | None = None, goal: str = "The goal") -> Ledger:
+    ledger = Ledger(store, about={"goal": goal}, todo_path=path)
+    await ledger.begin()
+    await ledger.record(
+        [PlanMade(plan=PLAN_AB), moved("a", TaskState.WORKING), moved("b", TaskState.WAITING)],
+        lambda name: report(name, TaskState.WORKING if name == "a" else TaskState.WAITING),
+    )
+    return ledger
+
+
+async def test_each_step_is_one_commit(store: MVCCStore) -> None:
+    """What was decided together is in the store together; deciding nothing writes nothing."""
+    ledger = await begin(store)
+    assert await store.revision() == 2
+    await ledger.record([], report)
+    assert await store.revision() == 2
+    await ledger.record([Finish(outcome=MissionOutcome.FAILED, reason="why")], report)
+    records = await store.journal()
+    assert [record.author for record in records] == ["mission"] * 3
+    assert {change.key for change in records[1].changes} >= {PLAN, TASK + "a", TASK + "b"}
+    assert (await store.get(MISSION)) == {"goal": "The goal", "state": "failed", "reason": "why"}
+    assert await store.verify()
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (TaskState.WAITING, "- [ ] a: Do it"),
+        (TaskState.READY, "- [ ] a: Do it"),
+        (TaskState.WORKING, "- [/] a: Do it"),
+        (TaskState.REVIEWING, "- [/] a: Do it"),
+        (TaskState.CHECKING, "- [/] a: Do it"),
+        (TaskState.ACCEPTED, "- [x] a: Do it"),
+        (TaskState.FAILED, "- [-] a: Do it"),
+        (TaskState.SKIPPED, "- [-] a: Do it"),
+    ],
+)
+async def test_every_state_has_its_mark(
+    store: MVCCStore, tmp_path: Path, state: TaskState, line: str
+) -> None:
+    """A reader of TODO.md sees how far a task is, and what another one waits for."""
+    path = tmp_path / "TODO.md"
+    ledger = await begin(store, path)
+    await ledger.record([moved("a", state)], lambda name: report(name, state))
+    await ledger.project()
+    lines = path.read_text().splitlines()
+    assert lines[1:-1] == ["# The goal", "", line, "- [ ] b: Test it (after a)"]
+
+
+@given(st.text(), st.text(), st.text())
+@example("<!-- orchestra:end -->", "<!-- orchestra:end ---->>", "a\nb")
+@example("\ud800", "<!-- orchestra:begin -->\r\n", "\0")
+def test_no_text_ends_the_section(goal: str, title: str, name: str) -> None:
+    """Whatever goal and tasks are called, the section is read back as what was written."""
+    from tempfile import TemporaryDirectory
+
+    async def run(path: Path) -> None:
+        async with MemoryStore() as memory:
+            ledger = Ledger(memory.namespace("m"), about={"goal": goal}, todo_path=path)
+            plan = Plan(
+                (TaskSpec(id="x", title=title), TaskSpec(id="y", title=name, depends=("x",)))
+            )
+            await ledger.record(
+                [PlanMade(plan=plan), moved("x", TaskState.READY), moved("y", TaskState.READY)],
+                lambda task: report(task, TaskState.READY),
+            )
+            for _ in range(2):
+                await ledger.project()
+            assert ledger.warnings == []
+
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "TODO.md")
+        anyio.run(run, path)
+        before, inner, _, after = split_section(path.read_bytes().decode())
+    assert (before, after) == ("", "\n")
+    assert inner is not None
+    assert len([line for line in parse_lines(inner) if line.mark is not None]) == 2
+
+
+async def test_a_tick_by_hand_proves_nothing(store: MVCCStore, tmp_path: Path) -> None:
+    """A mark that somebody else set is put right, and told; other edits are taken over."""
+    path = tmp_path / "TODO.md"
+    ledger = await begin(store, path)
+    await ledger.project()
+    text = path.read_text().replace("- [/] a: Do it", "- [x] a: Do it well\n- [ ] mine")
+    path.write_text(f"before\n{text}after\n")
+    await ledger.project()
+    lines = path.read_text().splitlines()
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert "- [/] a: Do it well" in lines
+    assert "- [ ] mine" in lines
+    (warning,) = ledger.warnings
+    assert "somebody marked a as [x]" in warning
+    state = TaskState.ACCEPTED
+    await ledger.record([moved("a", state)], lambda name: report(name, state))
+    await ledger.project()
+    assert "- [x] a: Do it well" in path.read_text().splitlines()
+
+
+async def test_the_section_of_an_earlier_mission_is_replaced(tmp_path: Path) -> None:
+    """Lists of earlier missions do not pile up; what stands around them stays."""
+    path = tmp_path / "TODO.md"
+    path.write_text("# Mine\n- [ ] my own\n")
+    async with MemoryStore() as memory:
+        for number in range(3):
+            ledger = await begin(memory.namespace(f"m{number}"), path, goal=f"Goal {number}")
+            await ledger.project()
+    text = path.read_text()
+    assert text.count("a: Do it") == 1
+    assert "# Goal 2" in text
+    assert text.endswith("\n\n# Mine\n- [ ] my own\n")
+
+
+# --- in a mission ---
+
+
+async def accept(turn: Turn) -> str:
+    return '{"verdict": "accept"}'
+
+
+async def run(directory: Path, store: MVCCStore | None) -> MissionReport:
+    async def worker(turn: Turn) -> str:
+        return "done"
+
+    return await run_mission(
+        "The goal",
+        backend=EmbeddedBackend({"worker": worker, "reviewer": accept}),
+        directory=directory,
+        plan=PLAN_AB,
+        settings=MissionSettings(has_evidence=False),
+        store=store,
+    )
+
+
+async def test_the_store_tells_what_a_mission_did(tmp_path: Path) -> None:
+    """After a mission the file has its plan, its tasks and its end, verified, in its namespace."""
+    async with SQLiteStore(tmp_path / "m.db", durability="process") as file:
+        first = await run(tmp_path, file)
+        second = await run(tmp_path, file)
+        assert first.outcome is second.outcome is MissionOutcome.ACCEPTED
+        names = [name for name in await file.namespaces() if name.startswith("mission_")]
+        assert len(names) == 2
+        for name in names:
+            space = file.namespace(name)
+            assert (await space.get(MISSION))["state"] == "accepted"
+            assert [task["id"] for task in await space.get(PLAN)] == ["a", "b"]
+            history = [entry.value["state"] for entry in await space.history(TASK + "b") if entry]
+            assert history[0] == "waiting"
+            assert history[-1] == "accepted"
+            assert await space.verify()
+
+
+async def test_a_mission_whose_state_cannot_be_written_ends(tmp_path: Path) -> None:
+    """Nothing is done that could not be written down; the report says why."""
+    plan = Plan(TaskSpec(id=f"t{number}", title="t") for number in range(50))
+
+    async with SQLiteStore(tmp_path / "m.db", durability="process") as file:
+
+        async def worker(turn: Turn) -> str:
+            writer = file._engine._write  # type: ignore[attr-defined]
+            (pages,) = writer.sql.execute("PRAGMA page_count").fetchone()
+            writer.sql.execute(f"PRAGMA max_page_count = {pages}")
+            return os.urandom(1_000).hex()
+
+        with anyio.fail_after(20):
+            found = await run_mission(
+                "The goal",
+                backend=EmbeddedBackend({"worker": worker, "reviewer": accept}),
+                directory=tmp_path,
+                plan=plan,
+                settings=MissionSettings(has_evidence=False, todo_file=None),
+                store=file,
+            )
+    assert found.outcome is MissionOutcome.FAILED
+    assert "the mission's state cannot be written: " in found.reason
+    assert "there is no room" in found.reason
+
+
+async def test_an_edit_is_read_back_while_a_worker_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a person adds to TODO.md gets into the store although no task moves meanwhile."""
+    from orchestra.opencode.mission import runner
+
+    monkeypatch.setattr(runner, "_LOOK_INTERVAL", 0.02)
+    path = tmp_path / "TODO.md"
+
+    async def worker(turn: Turn) -> str:
+        await anyio.sleep_forever()
+        return ""
+
+    async def has_item(space: MVCCStore) -> bool:
+        async def look(tx: Transaction) -> bool:
+            found = await tx.range("todo/item/")
+            return any(item["text"] == "mine" for item in found.values())
+
+        return await space.transact(look)
+
+    async with (
+        MemoryStore() as memory,
+        Mission(
+            "The goal",
+            backend=EmbeddedBackend({"worker": worker}),
+            directory=tmp_path,
+            plan=PLAN_AB,
+            settings=evolve(MissionSettings(), has_evidence=False),
+            store=memory,
+        ) as mission,
+    ):
+        with anyio.fail_after(20):
+            while not (path.exists() and "[/] a" in path.read_text()):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            path.write_text(path.read_text().replace("- [ ] b", "- [ ] mine\n- [ ] b"))
+            while not await has_item(memory.namespace(mission.id)):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
