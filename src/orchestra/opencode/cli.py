@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, final
 
 import anyio
+from attrs import asdict
 
 import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
@@ -26,6 +27,7 @@ from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
+from orchestra.opencode.records import list_missions, list_steps, verify_records
 
 __all__ = ("main",)
 
@@ -192,6 +194,23 @@ def _parser() -> _Parser:
     _add_common(run)
     run.set_defaults(function=_run)
 
+    history = commands.add_parser(
+        "history", help="list this workspace's missions, or tell what one did", allow_abbrev=False
+    )
+    history.add_argument(
+        "mission", nargs="?", metavar="MISSION", help="a mission's id, its beginning, or 'last'"
+    )
+    history.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    _add_common(history)
+    history.set_defaults(function=_history)
+
+    verify = commands.add_parser(
+        "verify", help="check that no mission's history was altered", allow_abbrev=False
+    )
+    verify.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    _add_common(verify)
+    verify.set_defaults(function=_verify)
+
     doctor = commands.add_parser(
         "doctor", help="say what is installed, found and missing", allow_abbrev=False
     )
@@ -266,3 +285,31 @@ def _doctor(options: argparse.Namespace, console: _Console) -> int:
         for line in examination.lines():
             console.line(line)
     return EXIT_ACCEPTED if examination.is_usable else EXIT_FAILED
+
+
+def _history(options: argparse.Namespace, console: _Console) -> int:
+    directory = options.dir or Path()
+    if options.mission is None:
+        missions = anyio.run(list_missions, directory)
+        if console.is_json:
+            console.document({"schema": SCHEMA, "missions": [asdict(each) for each in missions]})
+        for mission in missions:
+            console.line(str(mission))
+        return EXIT_ACCEPTED
+    steps = anyio.run(list_steps, directory, options.mission)
+    if console.is_json:
+        console.document({"schema": SCHEMA, "steps": [asdict(each) for each in steps]})
+    for step in steps:
+        console.line(str(step))
+    return EXIT_ACCEPTED
+
+
+def _verify(options: argparse.Namespace, console: _Console) -> int:
+    checks = anyio.run(verify_records, options.dir or Path())
+    is_whole = all(not check.fault for check in checks)
+    if console.is_json:
+        missions = [asdict(each) for each in checks]
+        console.document({"schema": SCHEMA, "is_whole": is_whole, "missions": missions})
+    for check in checks:
+        console.line(str(check))
+    return EXIT_ACCEPTED if is_whole else EXIT_FAILED

@@ -6,18 +6,26 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, final
 
 import anyio
+import anyio.to_thread
 import attrs
 from anyio.abc import TaskStatus
 from attrs import frozen
 
-from orchestra import Agent, EmbeddedBackend, SessionBackend, background_tasks
-from orchestra.errors import ConfigurationError
+from orchestra import (
+    Agent,
+    EmbeddedBackend,
+    MVCCStore,
+    SessionBackend,
+    SQLiteStore,
+    background_tasks,
+)
+from orchestra.errors import ConfigurationError, StoreError
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -28,8 +36,10 @@ from orchestra.opencode.mission.file import (
 from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
+from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.records import RECORDS
 
 __all__ = ("Job", "JobOptions", "prepare", "run_job")
 
@@ -232,17 +242,38 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
     async with background_tasks() as watching:
         await watching.start(interruption.watch)
         with interruption.scope:
-            async with Mission(
-                job.goal,
-                backend=job.backend,
-                directory=job.directory,
-                plan=job.plan,
-                agents=job.agents,
-                settings=job.settings,
-                listener=progress.handle,
-            ) as mission:
+            async with (
+                _open_records(job.directory, tell) as store,
+                Mission(
+                    job.goal,
+                    backend=job.backend,
+                    directory=job.directory,
+                    plan=job.plan,
+                    agents=job.agents,
+                    settings=job.settings,
+                    listener=progress.handle,
+                    store=store,
+                ) as mission,
+            ):
                 interruption.mission = mission
                 async with background_tasks() as showing:
                     showing.start_soon(progress.run)
                     return await mission.wait_finished()
     raise KeyboardInterrupt
+
+
+@asynccontextmanager
+async def _open_records(
+    directory: Path, tell: Callable[[str], None]
+) -> AsyncIterator[MVCCStore | None]:
+    """Open the workspace's records; a mission runs without them, but is not remembered."""
+    async with AsyncExitStack() as stack:
+        store: MVCCStore | None = None
+        try:
+            folder = await anyio.to_thread.run_sync(make_folder, directory)
+            store = await stack.enter_async_context(
+                SQLiteStore(folder / RECORDS, durability="process")
+            )
+        except (OSError, StoreError) as exc:
+            tell(f"orchestra: this mission will have no history: {exc}")
+        yield store

@@ -13,7 +13,7 @@ from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_html import report_to_html
 from orchestra.opencode.mission.report_json import report_to_json
 
-__all__ = ("REPORT_FOLDER", "ReportFiles", "write_report")
+__all__ = ("REPORT_FOLDER", "ReportFiles", "make_folder", "write_report")
 
 REPORT_FOLDER = ".orchestra"
 """The folder, in the workspace, that holds everything of ours but the to-do list."""
@@ -32,6 +32,26 @@ class ReportFiles:
     html: Path
 
 
+def make_folder(directory: Path) -> Path:
+    """Make the folder of ours in a workspace: its owner's only, and ignored by git. Blocks.
+
+    Args:
+        directory: The workspace.
+
+    Raises:
+        OSError: It cannot be made, or is not a folder of its own.
+    """
+    folder = directory / REPORT_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink():
+        raise NotADirectoryError(
+            f"{str(folder)!r} is a link, and a report must not leave the workspace; remove it"
+        )
+    folder.chmod(0o700)
+    _replace(folder / ".gitignore", "*\n")
+    return folder
+
+
 def write_report(report: MissionReport, directory: Path) -> ReportFiles:
     """Write a report into a workspace, in place of the last one.
 
@@ -45,14 +65,7 @@ def write_report(report: MissionReport, directory: Path) -> ReportFiles:
     Raises:
         OSError: The files cannot be written, or ``.orchestra`` is not a folder of its own.
     """
-    folder = directory / REPORT_FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink():
-        raise NotADirectoryError(
-            f"{str(folder)!r} is a link, and a report must not leave the workspace; remove it"
-        )
-    folder.chmod(0o700)
-    _replace(folder / ".gitignore", "*\n")
+    folder = make_folder(directory)
     text = json.dumps(report_to_json(report), indent=1, allow_nan=False)
     _replace(folder / "report.json", f"{text}\n")
     _replace(folder / "report.html", report_to_html(report))
