@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sqlite3
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+from attrs import frozen
 from hypothesis import strategies as st
 
 from benchmarks.frame import Benchmark, Measure, Row
@@ -42,8 +44,30 @@ def folder() -> Iterator[Path]:
 
 # --- the pure core ------------------------------------------------------------------------------
 
-Keys = list[int]
-KEYS = st.lists(st.integers(0, 999), min_size=2_000, max_size=2_000)
+
+@frozen
+class Draw:
+    """So many numbers below a limit, drawn anew from a seed."""
+
+    seed: int
+    count: int
+    limit: int
+
+    def keys(self) -> list[int]:
+        """The numbers."""
+        return random.Random(self.seed).choices(range(self.limit), k=self.count)
+
+    def distinct(self) -> list[int]:
+        """The same, each at most once."""
+        return random.Random(self.seed).sample(range(self.limit), self.count)
+
+
+def draws(count: int, limit: int) -> st.SearchStrategy[Draw]:
+    """A strategy for draws."""
+    return st.builds(Draw, st.integers(0, 2**32 - 1), st.just(count), st.just(limit))
+
+
+KEYS = draws(2_000, 1_000)
 
 
 def filled(count: int) -> VersionedMap:
@@ -65,8 +89,9 @@ def change(versions: VersionedMap, key: str) -> None:
     versions.commit(footprint, now=0.0)
 
 
-def core(keys: Keys, measure: Measure, size: int = 1_000) -> None:
+def core(draw: Draw, measure: Measure, size: int = 1_000) -> None:
     """Change keys one after the other."""
+    keys = draw.keys()
     versions = filled(size)
     names = [f"k{key * size // 1_000}" for key in keys]
     with measure(len(names)):
@@ -75,13 +100,14 @@ def core(keys: Keys, measure: Measure, size: int = 1_000) -> None:
     assert versions.revision == len(keys) + 1
 
 
-def large_core(keys: Keys, measure: Measure) -> None:
+def large_core(draw: Draw, measure: Measure) -> None:
     """The same among 100,000 keys."""
-    core(keys, measure, 100_000)
+    core(draw, measure, 100_000)
 
 
-def sqlite_memory(keys: Keys, measure: Measure) -> None:
+def sqlite_memory(draw: Draw, measure: Measure) -> None:
     """Get, put, and compare-and-set on a revision column, in memory."""
+    keys = draw.keys()
     sql = sqlite3.connect(":memory:", isolation_level=None)
     sql.execute("CREATE TABLE t (key TEXT PRIMARY KEY, revision INT, value BLOB) WITHOUT ROWID")
     sql.executemany("INSERT INTO t VALUES (?, 1, ?)", [(f"k{n}", VALUE) for n in range(1_000)])
@@ -99,8 +125,9 @@ def sqlite_memory(keys: Keys, measure: Measure) -> None:
     sql.close()
 
 
-async def memory_store(keys: Keys, measure: Measure) -> None:
+async def memory_store(draw: Draw, measure: Measure) -> None:
     """The same through the whole store: a transaction with a read, a write and its commit."""
+    keys = draw.keys()
     async with MemoryStore(codecs=RAW) as store:
         async with store.transaction() as tx:
             for number in range(1_000):
@@ -114,8 +141,9 @@ async def memory_store(keys: Keys, measure: Measure) -> None:
         assert await store.revision() == len(keys) + 1
 
 
-async def core_and_checkpoint(keys: Keys, measure: Measure) -> None:
+async def core_and_checkpoint(draw: Draw, measure: Measure) -> None:
     """The pure core and one bare checkpoint for each change."""
+    keys = draw.keys()
     versions = filled(1_000)
     names = [f"k{key}" for key in keys]
     with measure(len(names)):
@@ -125,8 +153,9 @@ async def core_and_checkpoint(keys: Keys, measure: Measure) -> None:
     assert versions.revision == len(keys) + 1
 
 
-async def snapshots(keys: Keys, measure: Measure, size: int = 1_000) -> None:
+async def snapshots(draw: Draw, measure: Measure, size: int = 1_000) -> None:
     """Open and close a snapshot."""
+    keys = draw.keys()
     async with MemoryStore(codecs=RAW) as store:
         async with store.transaction() as tx:
             for number in range(size):
@@ -138,9 +167,9 @@ async def snapshots(keys: Keys, measure: Measure, size: int = 1_000) -> None:
         assert store.statistics().pins == 0
 
 
-async def large_snapshots(keys: Keys, measure: Measure) -> None:
+async def large_snapshots(draw: Draw, measure: Measure) -> None:
     """The same among 100,000 keys."""
-    await snapshots(keys, measure, 100_000)
+    await snapshots(draw, measure, 100_000)
 
 
 # --- the disk -----------------------------------------------------------------------------------
@@ -198,11 +227,12 @@ async def group_commits(count: int, measure: Measure) -> None:
 
 # --- contention ---------------------------------------------------------------------------------
 
-CHOICES = st.lists(st.integers(0, 99), min_size=160, max_size=160)
+CHOICES = draws(160, 100)
 
 
-def threads_on_keys(choices: Keys, measure: Measure) -> None:
+def threads_on_keys(draw: Draw, measure: Measure) -> None:
     """8 threads with a store each on one file add to 100 numbers, with 1 ms of work."""
+    choices = draw.keys()
     runs = [0] * 8
     with folder() as place:
 
@@ -230,8 +260,9 @@ def threads_on_keys(choices: Keys, measure: Measure) -> None:
     measure.report(sum(runs) / len(choices))
 
 
-async def tasks_on_keys(choices: Keys, measure: Measure) -> None:
+async def tasks_on_keys(draw: Draw, measure: Measure) -> None:
     """8 tasks do the same on a store in memory."""
+    choices = draw.keys()
     runs = 0
 
     async def add(tx: Transaction, key: str) -> None:
@@ -243,7 +274,7 @@ async def tasks_on_keys(choices: Keys, measure: Measure) -> None:
 
     async with MemoryStore() as store:
 
-        async def work(mine: Keys) -> None:
+        async def work(mine: list[int]) -> None:
             for choice in mine:
                 await store.transact(add, f"k/{choice}")
 
@@ -255,12 +286,12 @@ async def tasks_on_keys(choices: Keys, measure: Measure) -> None:
     measure.report(runs / len(choices))
 
 
-def one_attempt(_choices: Keys, measure: Measure) -> None:
+def one_attempt(_draw: Draw, measure: Measure) -> None:
     """Nobody is ever in anybody's way."""
     measure.report(1.0)
 
 
-async def one_attempt_on_loop(_choices: Keys, measure: Measure) -> None:
+async def one_attempt_on_loop(_draw: Draw, measure: Measure) -> None:
     """The same, for rows of an event loop."""
     await anyio.lowlevel.checkpoint()
     measure.report(1.0)
@@ -268,7 +299,7 @@ async def one_attempt_on_loop(_choices: Keys, measure: Measure) -> None:
 
 # --- the TODO list ------------------------------------------------------------------------------
 
-ITEMS = st.permutations(range(200)).map(lambda items: list(items[:50]))
+ITEMS = draws(50, 200)
 
 
 async def fill(store: SQLiteStore, path: Path | None) -> TodoList:
@@ -280,8 +311,9 @@ async def fill(store: SQLiteStore, path: Path | None) -> TodoList:
     return todo
 
 
-async def todo_updates(items: Keys, measure: Measure) -> None:
+async def todo_updates(draw: Draw, measure: Measure) -> None:
     """Mark an item and write the file; neither waits for the disk, as the original did not."""
+    items = draw.distinct()
     with folder() as place:
         async with SQLiteStore(place / "store.db", durability="process") as store:
             todo = await fill(store, place / "TODO.md")
@@ -293,8 +325,9 @@ async def todo_updates(items: Keys, measure: Measure) -> None:
         assert shown.count("[x]") == len(items)
 
 
-async def file_pair(items: Keys, measure: Measure) -> None:
+async def file_pair(draw: Draw, measure: Measure) -> None:
     """The original's way, in Python: a version file, a temporary file, a rename; no fsync."""
+    items = draw.distinct()
     await anyio.lowlevel.checkpoint()
     with folder() as place:
         todo, version, temporary = place / "todo.md", place / "version.json", place / "todo.tmp"
@@ -315,13 +348,13 @@ async def file_pair(items: Keys, measure: Measure) -> None:
         assert todo.read_text().count("[x]") == len(items)
 
 
-async def recorded(_items: Keys, measure: Measure) -> None:
+async def recorded(_draw: Draw, measure: Measure) -> None:
     """What was measured of the original itself on such a machine, in Node: 1.37 ms."""
     await anyio.lowlevel.checkpoint()
     measure.report(1.37e-3)
 
 
-async def todo_lost(_items: Keys, measure: Measure) -> None:
+async def todo_lost(_draw: Draw, measure: Measure) -> None:
     """How many of 100 updates at once are missing afterwards."""
     with folder() as place:
         async with SQLiteStore(place / "store.db", durability="process") as store:
@@ -338,13 +371,13 @@ async def todo_lost(_items: Keys, measure: Measure) -> None:
         measure.report(100 - shown.count("[x]"))
 
 
-async def original_lost(_items: Keys, measure: Measure) -> None:
+async def original_lost(_draw: Draw, measure: Measure) -> None:
     """What the original lost of 100, as recorded."""
     await anyio.lowlevel.checkpoint()
     measure.report(67)
 
 
-BENCHMARKS: tuple[Benchmark[Keys] | Benchmark[int], ...] = (
+BENCHMARKS: tuple[Benchmark[Draw] | Benchmark[int], ...] = (
     Benchmark(
         name="store-core",
         title="Get, put and validated commit: the pure core",

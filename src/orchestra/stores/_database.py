@@ -7,6 +7,7 @@ Everything here blocks, and runs in an engine's worker thread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, final
 
@@ -18,6 +19,8 @@ from orchestra.stores._file import StoreFile
 from orchestra.stores.engine import Body
 
 __all__ = ("Database", "Request")
+
+_MADE_UP: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]+")
 
 _MAX_KNOWN: Final = 4096
 """Keys whose newest version is remembered while nobody else writes."""
@@ -178,9 +181,13 @@ class Database(StoreFile):
         return Logged(link.revision, link.time, link.author, link.id, changes)
 
     def find(self, name: str, transaction: str) -> int | None:
-        """Return the revision that a transaction made; None: none."""
+        """Return the revision that a transaction made; None: none.
+
+        Ids that a store has made up are not in the index, since hardly anybody ever asks for one.
+        """
+        order = "named" if _is_named(transaction) else "NOT named ORDER BY revision DESC"
         row = self.sql.execute(
-            "SELECT revision FROM journal WHERE namespace = ? AND id = ?",
+            f"SELECT revision FROM journal WHERE namespace = ? AND id = ? AND {order} LIMIT 1",  # noqa: S608  (two texts of our own)
             (self.namespace_id(name), transaction),
         ).fetchone()
         return row[0] if row else None
@@ -199,15 +206,21 @@ class Database(StoreFile):
         Returns:
             For each its revision, 0 when it changed nothing, or its conflict.
         """
-        with self.writing("group"):
+        results: list[int | ConflictError] = []
+        self.begin("group")
+        try:
             self._look_round()
             show()
-            results: list[int | ConflictError] = []
             for request in requests:
                 try:
                     results.append(self._apply(request))
                 except ConflictError as exc:
                     results.append(exc)
+            self.commit_all("group")
+        except BaseException as exc:
+            self.roll_back(exc)
+            raise
+        self.fault("group: committed")
         return results
 
     def _look_round(self) -> None:
@@ -248,10 +261,11 @@ class Database(StoreFile):
         now = max(self.clock(), last_time)
         text = write_changes(changes)
         digest = link_digest(digest, revision, now, request.author, request.id, text)
+        named = not request.is_new and _is_named(request.id)
         self.fault("record")
         self.sql.execute(
-            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (namespace, revision, now, request.author, request.id, text, digest),
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (namespace, revision, now, request.author, request.id, text, digest, named),
         )
         self._heads[name] = (revision, now, digest)
         return revision
@@ -408,6 +422,11 @@ class Database(StoreFile):
             )
         sql.execute("UPDATE namespaces SET floor = ? WHERE id = ?", (limit, namespace))
         return limit
+
+
+def _is_named(transaction: str) -> bool:
+    """Whether somebody has chosen the id, and it was not made up by a store."""
+    return _MADE_UP.fullmatch(transaction) is None
 
 
 def _stored(

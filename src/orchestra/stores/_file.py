@@ -48,13 +48,13 @@ CREATE VIEW kept AS
 CREATE TABLE journal (
     namespace INTEGER NOT NULL, revision INTEGER NOT NULL, time REAL NOT NULL,
     author TEXT NOT NULL, id TEXT NOT NULL, changes TEXT NOT NULL, digest BLOB NOT NULL,
+    named INTEGER NOT NULL,
     PRIMARY KEY (namespace, revision)
 ) WITHOUT ROWID;
-CREATE UNIQUE INDEX transactions ON journal (namespace, id);
+CREATE UNIQUE INDEX named_transactions ON journal (namespace, id) WHERE named;
 CREATE TABLE refused (
     namespace INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (namespace, id)
 ) WITHOUT ROWID;
-CREATE TABLE scratch (filler BLOB NOT NULL);
 CREATE TABLE pins (
     owner TEXT NOT NULL, namespace INTEGER NOT NULL, revision INTEGER NOT NULL,
     PRIMARY KEY (owner, namespace)
@@ -62,7 +62,10 @@ CREATE TABLE pins (
 """
 
 _LOG_PAGES: Final = 250
-"""Pages of the write-ahead log, 1 MB, before it is emptied into the file and written from the start."""
+"""Pages of the write-ahead log, 1 MB, before it is emptied into the file and written from the start.
+
+A log that grows makes each ``fdatasync`` write the file system's own records too, so it is short.
+"""
 
 _FULL: Final = {sqlite3.SQLITE_FULL}
 _BUSY: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -197,18 +200,6 @@ class StoreFile:
             else:
                 return
 
-    def lengthen_log(self) -> None:
-        """Give the write-ahead log a length, so that commits overwrite it in the place of growing it.
-
-        A file that grows makes each ``fdatasync`` write the file system's own records too, which
-        costs as much again. The log is never made shorter while it is in use, so this is worth
-        doing once. The pages of the filler are free afterwards, for what comes.
-        """
-        for statement in ("INSERT INTO scratch VALUES (zeroblob(1000000))", "DELETE FROM scratch"):
-            with self.writing("lengthen"):
-                self.sql.execute(statement)
-        self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
     def close(self) -> None:
         """Disconnect; the last one to do so empties the write-ahead log."""
         sql, self._sql = self._sql, None
@@ -222,9 +213,10 @@ class StoreFile:
         try:
             yield
         except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
+            raise self.translated(exc) from exc
 
-    def _translated(self, exc: sqlite3.Error) -> StoreError:
+    def translated(self, exc: sqlite3.Error) -> StoreError:
+        """Return our error for one of SQLite's."""
         code = _code(exc)
         if code in _BUSY:
             return StoreBusyError(
@@ -244,26 +236,37 @@ class StoreFile:
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
         """One write transaction of the file: all of the block, or nothing."""
-        sql = self.sql
-        self.is_commit_unknown = False
-        self.fault(f"{what}: begin")
-        sql.execute("BEGIN IMMEDIATE")
+        self.begin(what)
         try:
             yield
-            self.fault(f"{what}: commit")
-            self.is_commit_unknown = True
-            sql.execute("COMMIT")
-            self.is_commit_unknown = False
+            self.commit_all(what)
         except BaseException as exc:
-            # Only an I/O error leaves it open: the commit may be in the log and be found there.
-            self.is_commit_unknown &= (
-                isinstance(exc, sqlite3.Error) and _code(exc) == sqlite3.SQLITE_IOERR
-            )
-            if sql.in_transaction:
-                sql.execute("ROLLBACK")
-            self.forget_rows()
+            self.roll_back(exc)
             raise
         self.fault(f"{what}: committed")
+
+    def begin(self, what: str) -> None:
+        """Begin a write transaction; `commit_all` or `roll_back` ends it."""
+        self.is_commit_unknown = False
+        self.fault(f"{what}: begin")
+        self.sql.execute("BEGIN IMMEDIATE")
+
+    def commit_all(self, what: str) -> None:
+        """Have the disk keep the transaction."""
+        self.fault(f"{what}: commit")
+        self.is_commit_unknown = True
+        self.sql.execute("COMMIT")
+        self.is_commit_unknown = False
+
+    def roll_back(self, exc: BaseException) -> None:
+        """Undo the transaction because of an error."""
+        # Only an I/O error leaves it open: the commit may be in the log and be found there.
+        self.is_commit_unknown &= (
+            isinstance(exc, sqlite3.Error) and _code(exc) == sqlite3.SQLITE_IOERR
+        )
+        if self.sql.in_transaction:
+            self.sql.execute("ROLLBACK")
+        self.forget_rows()
 
     def forget_rows(self) -> None:
         """Called when a write transaction failed: what it has inserted is not there."""

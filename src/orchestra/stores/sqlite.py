@@ -9,7 +9,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeVar, final
@@ -37,9 +36,6 @@ _logger = logging.getLogger(__name__)
 
 _MAX_LAG: Final = 100
 """Revisions that what is told to other processes lags behind, so that not each commit tells."""
-
-_LENGTHEN_AFTER: Final = 8
-"""Groups after which a store is taken to be in earnest use, and its log is given a length."""
 
 _MAX_GROUP: Final = 256
 """Commits that share one write transaction at most, so that the first does not wait for long."""
@@ -79,7 +75,6 @@ class _SQLiteEngine(StoreEngine):
             is_read_only=is_read_only,
             clock=clock,
         )
-        self._is_synced = durability == "full"
         self._owner = secrets.token_hex(8)
         self._presence: Presence | None = None
         self._writer: Worker | None = None
@@ -156,19 +151,17 @@ class _SQLiteEngine(StoreEngine):
             else:
                 group.append(job)
         self._commit_group(group)
-        if self._is_synced and self._groups == _LENGTHEN_AFTER:
-            self._groups += 1
-            with suppress(sqlite3.Error):  # a matter of speed only
-                self._write.lengthen_log()
 
     def _commit_group(self, jobs: Sequence[Job[Any]]) -> None:
         if not jobs:
             return
         requests = [job.group for job in jobs if isinstance(job.group, Request)]
         try:
-            with self._write.translating():
-                results = self._write.commit(requests, self._show)
-        except BaseException as exc:  # noqa: BLE001  (raised where it is waited for)
+            results = self._write.commit(requests, self._show)
+        except BaseException as failure:  # noqa: BLE001  (raised where it is waited for)
+            exc = failure
+            if isinstance(failure, sqlite3.Error):
+                exc = self._write.translated(failure)
             for job, request in zip(jobs, requests, strict=True):
                 job.error = (
                     AmbiguousCommitError(request.id, f"the disk failed in the middle of it ({exc})")
