@@ -111,7 +111,7 @@ class Ledger:
         self._is_placed = False
         self._marks: dict[str, TodoMark] = {}
         self._conflicts: list[TodoConflict] = []
-        self.todo = TodoList(
+        self.todo: TodoList = TodoList(
             store, path=todo_path, is_synced=False, listener=self._conflicts.append
         )
         self.warnings: list[str] = []
