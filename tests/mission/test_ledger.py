@@ -47,7 +47,7 @@ def moved(task_id: str, state: TaskState) -> TaskMoved:
 
 async def begin(store: MVCCStore, path: Path | None = None, goal: str = "The goal") -> Ledger:
     ledger = Ledger(store, about={"goal": goal}, todo_path=path)
-    await ledger.begin()
+    await ledger.record([], report)
     await ledger.record(
         [PlanMade(plan=PLAN_AB), moved("a", TaskState.WORKING), moved("b", TaskState.WAITING)],
         lambda name: report(name, TaskState.WORKING if name == "a" else TaskState.WAITING),
@@ -222,6 +222,17 @@ async def test_a_mission_whose_state_cannot_be_written_ends(tmp_path: Path) -> N
     assert found.outcome is MissionOutcome.FAILED
     assert "the mission's state cannot be written: " in found.reason
     assert "there is no room" in found.reason
+
+
+async def test_a_mission_that_cannot_write_at_all_ends_at_once(tmp_path: Path) -> None:
+    """A store that fails from the start is a report too, and no agent is asked."""
+    async with SQLiteStore(tmp_path / "m.db") as file:
+        pass
+    async with SQLiteStore(tmp_path / "m.db", read_only=True) as file:
+        found = await run(tmp_path, file)
+    assert found.outcome is MissionOutcome.FAILED
+    assert "the mission's state cannot be written" in found.reason
+    assert found.timeline == ()
 
 
 async def test_an_edit_is_read_back_while_a_worker_works(

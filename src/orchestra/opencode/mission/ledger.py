@@ -108,6 +108,7 @@ class Ledger:
         self._store = store.using(author=_AUTHOR)
         self._about = dict(about)
         self._path = todo_path
+        self._has_begun = False
         self._is_placed = False
         self._marks: dict[str, TodoMark] = {}
         self._conflicts: list[TodoConflict] = []
@@ -116,14 +117,12 @@ class Ledger:
         )
         self.warnings: list[str] = []
 
-    async def begin(self) -> None:
-        """Write that the mission has started. A checkpoint."""
-        await self._store.put(MISSION, _clean({**self._about, "state": "running", "reason": ""}))
-
     async def record(
         self, commands: Sequence[Command], report: Callable[[str], TaskReport]
     ) -> None:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
+
+        The first call also writes that the mission has started.
 
         Args:
             commands: What the machine ordered.
@@ -138,14 +137,16 @@ class Ledger:
         if plan is not None:
             moved.update(task.id for task in plan.tasks)
         tasks = {name: report(name) for name in moved}
-        if plan is None and finish is None and not tasks:
+        if self._has_begun and plan is None and finish is None and not tasks:
             return
+        state = {"state": "running", "reason": ""}
+        if finish is not None:
+            state = {"state": finish.outcome.value, "reason": finish.reason}
         marks = {name: _MARKS[task.state] for name, task in tasks.items()}
 
         async def write(tx: Transaction) -> None:
-            if finish is not None:
-                end = {"state": finish.outcome.value, "reason": finish.reason}
-                tx.put(MISSION, _clean({**self._about, **end}))
+            if finish is not None or not self._has_begun:
+                tx.put(MISSION, _clean({**self._about, **state}))
             if plan is not None:
                 tx.put(PLAN, _clean(_plain_plan(plan)))
                 await self._show_plan(tx, plan)
@@ -158,6 +159,7 @@ class Ledger:
                     tx.put(ITEM + name, {**item, "mark": mark.value})
 
         await self._store.transact(write)
+        self._has_begun = True
         self._marks.update(marks)
 
     async def _show_plan(self, tx: Transaction, plan: Plan) -> None:

@@ -273,7 +273,6 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
-                await self._ledger.begin()
                 commands = self._machine.start()
                 while finish is None:
                     commands = await self._record(commands)
