@@ -93,6 +93,12 @@ async def test_secrets_are_found_and_not_repeated(secret: str, tmp_path: Path) -
     )
 
 
+async def test_a_file_full_of_secrets_is_not_dwelt_on(tmp_path: Path) -> None:
+    """What is found in one file is bounded, and each is on its own line."""
+    found = await look(tmp_path, keys=f"{'AKIA' + 'A1B2' * 4}\n" * 150_000)
+    assert [finding.line for finding in found.findings] == list(range(1, 1_001))
+
+
 async def test_old_secrets_and_ordinary_text_are_quiet(tmp_path: Path) -> None:
     """What was there before, and what only looks alike, is not reported."""
     write(tmp_path, {"old": next(iter(SECRETS))})

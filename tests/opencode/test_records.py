@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestra import SQLiteStore
 from orchestra.opencode.cli import main
+from orchestra.opencode.records import RECORDS, list_missions
 
 MISSION = """
 goal = "Say hello"
@@ -84,6 +86,17 @@ def test_missions_are_remembered_beside_each_other(
     code, out, _ = run(capsys, "verify", "--dir", str(workspace))
     assert code == 0
     assert out.count("whole") == 2
+
+
+async def test_missions_of_one_second_are_in_order(tmp_path: Path) -> None:
+    """The mission that started last is the last, whatever its id, also within a second."""
+    about = {"goal": "g", "state": "running", "started_at": "2026-01-01T00:00:00+00:00"}
+    (tmp_path / ".orchestra").mkdir()
+    names = ["mission_c", "mission_a", "mission_b"]
+    async with SQLiteStore(tmp_path / ".orchestra" / RECORDS) as store:
+        for name in names:
+            await store.namespace(name).put("mission", about)
+    assert [mission.id for mission in await list_missions(tmp_path)] == names
 
 
 def test_altered_history_is_found(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,20 +128,21 @@ async def list_missions(directory: Path) -> list[RecordedMission]:
     found = []
     async with _open(directory) as store:
         for name in await _names(store):
-            async with store.namespace(name).snapshot() as snap:
+            space = store.namespace(name)
+            async with space.snapshot() as snap:
                 about = await snap.get(MISSION)
                 plan = await snap.get(PLAN) or []
             if about is not None:
-                found.append(
-                    RecordedMission(
-                        id=name,
-                        started_at=about["started_at"],
-                        state=about["state"],
-                        tasks=len(plan),
-                        goal=about["goal"],
-                    )
+                mission = RecordedMission(
+                    id=name,
+                    started_at=about["started_at"],
+                    state=about["state"],
+                    tasks=len(plan),
+                    goal=about["goal"],
                 )
-    return sorted(found, key=lambda mission: mission.started_at)
+                first = await space.journal(0, limit=1)  # many may start in one second
+                found.append((mission.started_at, [record.time for record in first], mission))
+    return [mission for *_, mission in sorted(found, key=lambda each: each[:2])]
 
 
 async def _resolve(directory: Path, reference: str) -> str:

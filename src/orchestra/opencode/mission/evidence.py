@@ -16,6 +16,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -90,7 +91,7 @@ def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, tuple[int, int,
     """List regular files and links with what tells whether they changed; no link is followed."""
     found: list[tuple[str, tuple[int, int, int, int]]] = []
     folders = [""]
-    while folders:
+    while folders and len(found) <= _MAX_FILES:
         folder = folders.pop()
         try:
             entries = list(os.scandir(os.path.join(root, folder)))  # noqa: PTH118
@@ -178,8 +179,10 @@ def _inspect(root: str, path: str) -> list[Finding]:
         line = getattr(exc, "lineno", None) or 0
         findings.append(Finding(path=path, line=line, message=f"it does not parse: {exc}"[:300]))
     for name, pattern in _SECRETS.items():
-        for match in pattern.finditer(text):
-            line = text.count(b"\n", 0, match.start()) + 1
+        line, place = 1, 0
+        for match in islice(pattern.finditer(text), _MAX_LISTED):
+            line += text.count(b"\n", place, match.start())
+            place = match.start()
             findings.append(Finding(path=path, line=line, message=f"it looks like {name}"))
     return findings
 
