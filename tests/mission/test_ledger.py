@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -26,6 +26,7 @@ from orchestra.opencode import (
 from orchestra.opencode.mission.ledger import MISSION, PLAN, TASK, Ledger
 from orchestra.opencode.mission.orders import Finish, PlanMade, TaskMoved
 from orchestra.opencode.mission.report import TaskReport
+from orchestra.opencode.mission.todo_outline import ITEM
 from orchestra.opencode.mission.todo_text import parse_lines, split_section
 
 PLAN_AB = Plan((TaskSpec(id="a", title="Do it"), TaskSpec(id="b", title="Test it", depends=("a",))))
@@ -143,6 +144,25 @@ async def test_a_tick_by_hand_proves_nothing(store: MVCCStore, tmp_path: Path) -
     await ledger.record([moved("a", state)], lambda name: report(name, state))
     await ledger.project()
     assert "- [x] a: Do it well" in path.read_text().splitlines()
+
+
+async def test_an_edit_does_not_undo_a_step_that_is_being_written(
+    store: MVCCStore, tmp_path: Path
+) -> None:
+    """A step that is in the store already counts, although its writer has not been told yet."""
+    path = tmp_path / "TODO.md"
+    ledger = await begin(store, path)
+    await ledger.project()
+
+    async def commit(tx: Transaction) -> None:
+        tx.put(TASK + "a", {**await tx.get(TASK + "a"), "state": "accepted"})
+        tx.put(ITEM + "a", {**await tx.get(ITEM + "a"), "mark": "x"})
+
+    await store.transact(commit)
+    path.write_text(path.read_text().replace("- [ ] b", "- [ ] mine\n- [ ] b"))
+    await ledger.project()
+    assert {"- [x] a: Do it", "- [ ] mine"} <= set(path.read_text().splitlines())
+    assert ledger.warnings == []
 
 
 async def test_the_section_of_an_earlier_mission_is_replaced(tmp_path: Path) -> None:
@@ -272,3 +292,49 @@ async def test_an_edit_is_read_back_while_a_worker_works(
             path.write_text(path.read_text().replace("- [ ] b", "- [ ] mine\n- [ ] b"))
             while not await has_item(memory.namespace(mission.id)):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace(b"- [ ] b", b"- [ ] \xff mine\n\xfe\n- [ ] b"),
+        lambda text: text.replace(b"revision=", b"revision=" + b"9" * 5_000),
+        lambda text: text.replace(b"revision=", b"revision=" + b"9" * 30),
+    ],
+    ids=["no-utf-8", "digits", "number"],
+)
+async def test_no_edit_ends_a_mission(tmp_path: Path, edit: Callable[[bytes], bytes]) -> None:
+    """Whatever bytes somebody puts into the list while it runs, the mission comes to its end."""
+    path = tmp_path / "TODO.md"
+
+    async def worker(turn: Turn) -> str:
+        while not path.exists():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        path.write_bytes(edit(path.read_bytes()))
+        return "done"
+
+    async with SQLiteStore(tmp_path / "m.db", durability="process") as file:
+        found = await run_mission(
+            "The goal",
+            backend=EmbeddedBackend({"worker": worker, "reviewer": accept}),
+            directory=tmp_path,
+            plan=PLAN_AB,
+            settings=MissionSettings(has_evidence=False),
+            store=file,
+        )
+    assert found.outcome is MissionOutcome.ACCEPTED
+    assert "- [x] b: Test it (after a)" in path.read_text().splitlines()
+
+
+async def test_a_failure_that_nobody_foresaw_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in writing the list ends the mission with its error; nobody waits for ever."""
+
+    async def project(self: Ledger) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Ledger, "project", project)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run(tmp_path, None)
+    assert caught.group_contains(ZeroDivisionError)

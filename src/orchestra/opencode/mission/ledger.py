@@ -110,7 +110,7 @@ class Ledger:
         self._path = todo_path
         self._has_begun = False
         self._is_placed = False
-        self._marks: dict[str, TodoMark] = {}
+        self._shown: set[str] = set()
         self._conflicts: list[TodoConflict] = []
         self.todo: TodoList = TodoList(
             store, path=todo_path, is_synced=False, listener=self._conflicts.append
@@ -160,7 +160,7 @@ class Ledger:
 
         await self._store.transact(write)
         self._has_begun = True
-        self._marks.update(marks)
+        self._shown.update(tasks)
 
     async def _show_plan(self, tx: Transaction, plan: Plan) -> None:
         outline = Outline.read(await tx.get(OUTLINE))
@@ -185,7 +185,7 @@ class Ledger:
         Raises:
             OSError: The file cannot be read or written.
         """
-        if self._path is None or not self._marks:
+        if self._path is None or not self._shown:
             return
         if not self._is_placed:
             # A section of an earlier mission is replaced; other people's lists are left alone.
@@ -196,7 +196,7 @@ class Ledger:
             self._is_placed = True
         sync: TodoSync = await self.todo.read_back()
         if sync.is_changed:
-            await self._store.transact(self._restore_marks)
+            self.warnings += await self._store.transact(self._restore_marks)
         while self._conflicts:
             conflict = self._conflicts.pop()
             self.warnings.append(
@@ -205,15 +205,21 @@ class Ledger:
             )
         await self.todo.project()
 
-    async def _restore_marks(self, tx: Transaction) -> None:
-        for name, mark in self._marks.items():
-            item = await tx.get(ITEM + name)
-            if item is not None and item["mark"] != mark.value:
+    async def _restore_marks(self, tx: Transaction) -> list[str]:
+        # Mark and task are read together: a step that is being written meanwhile is a conflict.
+        warnings = []
+        for name in sorted(self._shown):
+            item, task = await tx.get(ITEM + name), await tx.get(TASK + name)
+            if item is None or task is None:
+                continue
+            mark = _MARKS[TaskState(task["state"])]
+            if item["mark"] != mark.value:
                 tx.put(ITEM + name, {**item, "mark": mark.value})
-                self.warnings.append(
+                warnings.append(
                     f"TODO.md: somebody marked {name} as [{item['mark']}]; it is "
                     f"[{mark.value}] until the mission says otherwise"
                 )
+        return warnings
 
     def __repr__(self) -> str:
-        return f"<Ledger {self._store.name!r} tasks={len(self._marks)}>"
+        return f"<Ledger {self._store.name!r} tasks={len(self._shown)}>"

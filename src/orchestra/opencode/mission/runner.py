@@ -285,16 +285,18 @@ class Mission(AsyncContextManagerMixin):
                         ]
                 work.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._close_sessions()
-                await self._write_todo()
-                evidence = None if finish is None else await self._witness.end()
-            for warning in self._witness.warnings:
-                self._warn(warning)
-            if finish is not None:
-                self._report = self._make_report(finish, evidence)
-                self._publish(MissionFinished(at=self._now(), report=self._report))
-            self._finished.set()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._close_sessions()
+                    await self._write_todo()
+                    evidence = None if finish is None else await self._witness.end()
+                for warning in self._witness.warnings:
+                    self._warn(warning)
+                if finish is not None:
+                    self._report = self._make_report(finish, evidence)
+                    self._publish(MissionFinished(at=self._now(), report=self._report))
+            finally:
+                self._finished.set()  # also when this fails: leaving the mission waits for it
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)

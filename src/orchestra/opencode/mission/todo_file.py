@@ -75,7 +75,9 @@ def list_of(text: str) -> tuple[list[TodoLine], int | None, bool]:
         The lines, the revision that they were written from (None: the file does not say), and
         whether they are the whole file, since it has no section.
     """
-    _, section, revision, whole = split_section(text)
+    # The store holds text: bytes that are no UTF-8 are shown as such, and not kept.
+    clean = text.encode(errors="surrogateescape").decode(errors="replace")
+    _, section, revision, whole = split_section(clean)
     if section is not None:
         return parse_lines(section), revision, False
     return parse_lines(whole.strip("\n")), None, True

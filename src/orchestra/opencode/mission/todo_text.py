@@ -21,7 +21,7 @@ __all__ = (
 _ITEM = re.compile(r"^([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+\[([ xX/-])\](?:[ \t]+(.*?))?[ \t]*$")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})(.*)$")
 _BEGIN = re.compile(
-    r"^<!-- orchestra:begin\b(?:[^>]*?\brevision=(\d+))?.*-->[ \t]*\r?$", re.MULTILINE
+    r"^<!-- orchestra:begin\b(?:[^>]*?\brevision=(\d{1,18})\b)?.*-->[ \t]*\r?$", re.MULTILINE
 )
 _END = "<!-- orchestra:end -->"
 
