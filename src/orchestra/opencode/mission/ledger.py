@@ -133,9 +133,8 @@ class Ledger:
         """
         plan = next((each.plan for each in commands if isinstance(each, PlanMade)), None)
         finish = next((each for each in commands if isinstance(each, Finish)), None)
-        moved = {each.task_id for each in commands if isinstance(each, TaskMoved)}
-        if plan is not None:
-            moved.update(task.id for task in plan.tasks)
+        moved = [] if plan is None else [task.id for task in plan.tasks]
+        moved += [each.task_id for each in commands if isinstance(each, TaskMoved)]
         tasks = {name: report(name) for name in moved}
         if self._has_begun and plan is None and finish is None and not tasks:
             return
