@@ -257,6 +257,37 @@ async def test_a_mission_that_cannot_write_at_all_ends_at_once(tmp_path: Path) -
     assert found.timeline == ()
 
 
+async def test_a_cancelled_mission_is_remembered_as_interrupted(tmp_path: Path) -> None:
+    """Whoever cancels the task that runs a mission leaves no record that says it is running."""
+    works = anyio.Event()
+
+    async def worker(turn: Turn) -> str:
+        works.set()
+        await anyio.sleep_forever()
+        return ""
+
+    async with MemoryStore() as memory:
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await run_mission(
+                    "The goal",
+                    backend=EmbeddedBackend({"worker": worker}),
+                    directory=tmp_path,
+                    plan=PLAN_AB,
+                    store=memory,
+                )
+
+            group.start_soon(run)
+            await works.wait()
+            group.cancel_scope.cancel()
+        (name,) = [each for each in await memory.namespaces() if each.startswith("mission_")]
+        space = memory.namespace(name)
+        assert (await space.get(MISSION))["state"] == "interrupted"
+        assert (await space.get(TASK + "a"))["state"] == "failed"
+        assert (await space.get(TASK + "b"))["state"] == "skipped"
+
+
 async def test_an_edit_is_read_back_while_a_worker_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,3 +371,31 @@ async def test_a_failure_that_nobody_foresaw_is_raised(
     with pytest.raises(BaseExceptionGroup) as caught:
         await run(tmp_path, None)
     assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_mission_cancelled_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled while the workspace is looked at, a mission is remembered as interrupted too."""
+    from orchestra.opencode.mission.evidence import Witness
+
+    looks = anyio.Event()
+
+    async def look(_: Witness) -> None:
+        looks.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Witness, "begin", look)
+    async with MemoryStore() as memory:
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await run_mission(
+                    "The goal", backend=EmbeddedBackend({}), directory=tmp_path, store=memory
+                )
+
+            group.start_soon(run)
+            await looks.wait()
+            group.cancel_scope.cancel()
+        (name,) = [each for each in await memory.namespaces() if each.startswith("mission_")]
+        assert (await memory.namespace(name).get(MISSION))["state"] == "interrupted"

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, final
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = _Console(is_json="--json" in words)
+    # Changed files are parsed, and what Python thinks of their style is not our output.
+    warnings.simplefilter("ignore", SyntaxWarning)
     is_debug = "--debug" in words
     try:
         options = _parser().parse_args(words)

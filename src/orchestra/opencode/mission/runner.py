@@ -264,6 +264,7 @@ class Mission(AsyncContextManagerMixin):
     async def _drive(self) -> None:
         """Feed the machine and perform its commands, until the mission is over."""
         finish = None
+        commands = self._machine.start()
         try:
             async with anyio.create_task_group() as work:
                 if self._settings.todo_file is not None:
@@ -273,7 +274,6 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
-                commands = self._machine.start()
                 while finish is None:
                     commands = await self._record(commands)
                     for command in commands:
@@ -288,6 +288,9 @@ class Mission(AsyncContextManagerMixin):
             try:
                 with anyio.CancelScope(shield=True):
                     await self._close_sessions()
+                    if finish is None:
+                        stop = StopRequested(reason="it was cancelled")
+                        await self._record(self._machine.handle(stop))
                     await self._write_todo()
                     evidence = None if finish is None else await self._witness.end()
                 for warning in self._witness.warnings:
