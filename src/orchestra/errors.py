@@ -9,12 +9,17 @@ Every error pickles.
 
 from __future__ import annotations
 
+from decimal import Decimal
+from functools import partial
+from typing import Literal
+
 from orchestra.events import CircuitState
 
 __all__ = (
     "AgentNotFoundError",
     "AmbiguousCommitError",
     "AmbiguousItemError",
+    "BudgetExceededError",
     "CapacityError",
     "CircuitOpenError",
     "CompactedError",
@@ -39,6 +44,7 @@ __all__ = (
     "StoreFullError",
     "StoreReadOnlyError",
     "TransportError",
+    "UnknownPriceError",
 )
 
 
@@ -133,6 +139,75 @@ class CircuitOpenError(RejectedError):
             reason = f"{self.failures} failures" if self.failures else "slow calls"
             facts = f"is open after {reason}; next probe in {self.retry_after or 0.0:.1f} s"
         return f"circuit {self.breaker_name!r} {facts}"
+
+
+class BudgetExceededError(RejectedError):
+    """A budget cannot pay for the work, and will not be able to as long as its limit stays.
+
+    Args:
+        budget: The path of the budget that is short, which may be one above the one asked.
+        resource: What it is short of.
+        asked: How much was asked for; 0.0 seconds for time.
+        spent: How much of it was used, by descendants too.
+        held: How much those in flight hold.
+        limit: How much there is.
+        kept: How much of that is kept for wrap-up, and was out of reach.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        resource: Literal["tokens", "dollars", "seconds"],
+        *,
+        asked: float | Decimal,
+        spent: float | Decimal,
+        held: float | Decimal,
+        limit: float | Decimal,
+        kept: float | Decimal = 0,
+    ) -> None:
+        self.budget = budget
+        self.resource = resource
+        self.asked = asked
+        self.spent = spent
+        self.held = held
+        self.limit = limit
+        self.kept = kept
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        kept = f", {self.kept:,} of them kept for wrap-up" if self.kept else ""
+        if self.resource == "seconds":
+            return (
+                f"the time of budget {self.budget!r} is over after {self.spent:,.1f} of "
+                f"{self.limit:,} seconds{kept}; give it more with extend()"
+            )
+        return (
+            f"budget {self.budget!r} cannot pay {self.asked:,} {self.resource}: of {self.limit:,}"
+            f"{kept}, {self.spent:,} are spent and {self.held:,} held; "
+            f"ask for less or give it more with extend()"
+        )
+
+    def __reduce__(self) -> tuple[partial[BudgetExceededError], tuple[str, str]]:
+        facts = {name: getattr(self, name) for name in ("asked", "spent", "held", "limit", "kept")}
+        return partial(type(self), **facts), (self.budget, self.resource)
+
+
+class UnknownPriceError(RejectedError, LookupError):
+    """A model has no price, so nobody can say whether a budget could pay for it.
+
+    Args:
+        model: Which model.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"model {model!r} has no price; put it on the price list, or give the list another "
+            f"rule for unknown prices"
+        )
+        self.model = model
+
+    def __reduce__(self) -> tuple[type[UnknownPriceError], tuple[str]]:
+        return type(self), (self.model,)
 
 
 class ConfigurationError(OrchestraError, ValueError):

@@ -13,6 +13,8 @@ from attrs import field, frozen
 
 __all__ = (
     "AttemptFailed",
+    "BudgetAction",
+    "BudgetChanged",
     "CircuitCause",
     "CircuitChanged",
     "CircuitState",
@@ -364,3 +366,37 @@ class AttemptFailed:
     error: Exception
     verdict: RetryVerdict
     delay: float | None = None
+
+
+class BudgetAction(Enum):
+    """What happened to a reservation of a budget."""
+
+    WAITING = "waiting"
+    """It waits for those in flight to leave room."""
+    HELD = "held"
+    """Its amount is held; the work may begin."""
+    SETTLED = "settled"
+    """What the work has cost is spent, and no more is held."""
+    RELEASED = "released"
+    """What was not used was given back without a settlement."""
+    REFUSED = "refused"
+    """The budget cannot pay for it."""
+
+
+@frozen(kw_only=True)
+class BudgetChanged:
+    """Something happened to a reservation of a budget.
+
+    Attributes:
+        budget: The path of the budget whose reservation it is.
+        action: What happened.
+        reservation: The reservation's id; empty for WAITING and REFUSED where it was to be made.
+        tokens: What was asked for, is held or was used, as ``action`` says.
+        microdollars: The same in millionths of a US dollar.
+    """
+
+    budget: str
+    action: BudgetAction
+    reservation: str
+    tokens: int
+    microdollars: int

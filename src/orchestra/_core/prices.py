@@ -1,0 +1,158 @@
+"""What model calls cost. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Literal, TypeAlias, final
+
+from attrs import Attribute, field, frozen
+
+from orchestra._core.amounts import Amount, microdollars
+from orchestra.errors import UnknownPriceError
+from orchestra.events import Usage
+
+__all__ = ("Price", "PriceList", "UnknownPrice")
+
+_Dollars: TypeAlias = float | Decimal
+
+
+def _price(_instance: object, attribute: Attribute[_Dollars], value: object) -> None:
+    microdollars(attribute.name, value)
+
+
+def _optional_price(
+    _instance: object, attribute: Attribute[_Dollars | None], value: object
+) -> None:
+    if value is not None:
+        microdollars(attribute.name, value)
+
+
+@final
+@frozen(kw_only=True)
+class Price:
+    """What a model costs, in US dollars per million tokens.
+
+    Where a price is not given the dearer one that could apply does: reading from a cache and
+    writing to it cost as much as input, reasoning as much as output.
+
+    Attributes:
+        input: Tokens sent.
+        output: Tokens received.
+        cache_read: Tokens taken from the provider's cache; None: as input.
+        cache_write: Tokens written to it; None: as input.
+        reasoning: Tokens spent on thinking; None: as output.
+
+    Raises:
+        TypeError: A price is no number.
+        ValueError: A price is negative or not finite.
+    """
+
+    input: _Dollars = field(validator=_price)
+    output: _Dollars = field(validator=_price)
+    cache_read: _Dollars | None = field(default=None, validator=_optional_price)
+    cache_write: _Dollars | None = field(default=None, validator=_optional_price)
+    reasoning: _Dollars | None = field(default=None, validator=_optional_price)
+    _rates: tuple[tuple[str, tuple[int, int]], ...] = field(init=False, repr=False, eq=False)
+
+    @_rates.default
+    def _make_rates(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+        # A dollar per million tokens is a millionth of a dollar per token.
+        prices = {
+            "input_tokens": self.input,
+            "output_tokens": self.output,
+            "cache_read_tokens": self.input if self.cache_read is None else self.cache_read,
+            "cache_write_tokens": self.input if self.cache_write is None else self.cache_write,
+            "reasoning_tokens": self.output if self.reasoning is None else self.reasoning,
+        }
+        return tuple(
+            (kind, Decimal(str(price)).as_integer_ratio()) for kind, price in prices.items()
+        )
+
+    def cost(self, usage: Usage) -> Amount:
+        """Return what was used, in tokens of every kind and in money.
+
+        The sum is exact and rounded up once, to a whole millionth of a dollar.
+
+        Args:
+            usage: What one or more calls consumed; ``usage.cost`` does not count.
+        """
+        # One common denominator: fractions are exact, and the prices have few digits.
+        top, bottom = 0, 1
+        for kind, (numerator, denominator) in self._rates:
+            top = top * denominator + getattr(usage, kind) * numerator * bottom
+            bottom *= denominator
+        return Amount(tokens=_tokens(usage), microdollars=-(-top // bottom))
+
+
+UnknownPrice: TypeAlias = Literal["refuse", "free"] | Price
+"""What a model costs that has no price: nothing is done with it, nothing, or an assumed price."""
+
+
+def _unknown(_instance: object, attribute: Attribute[UnknownPrice], value: object) -> None:
+    if value not in ("refuse", "free") and not isinstance(value, Price):
+        raise ValueError(f"{attribute.name} must be 'refuse', 'free' or a Price, not {value!r}")
+
+
+def _copied(prices: Mapping[str, Price]) -> dict[str, Price]:
+    prices = dict(prices)
+    for model, price in prices.items():
+        if not isinstance(price, Price):
+            raise TypeError(f"prices[{model!r}] must be a Price, not {price!r}")
+    return prices
+
+
+@final
+@frozen
+class PriceList:
+    """What each model costs, and what is to be done about one that is not listed.
+
+    ::
+
+        prices = PriceList({"anthropic/claude": Price(input=3, output=15, cache_read=0.3)})
+        reservation.settle(prices.cost("anthropic/claude", finished.usage))
+
+    Attributes:
+        prices: By model, as the mission names it.
+        unknown: A model without a price is refused (the default), free, or costs an assumed
+            `Price`. Whatever this says, a cost that the backend has reported itself counts.
+
+    Raises:
+        TypeError: A price is something else.
+        ValueError: ``unknown`` is something else.
+    """
+
+    prices: Mapping[str, Price] = field(factory=dict, converter=_copied)
+    unknown: UnknownPrice = field(default="refuse", kw_only=True, validator=_unknown)
+
+    def cost(self, model: str, usage: Usage) -> Amount:
+        """Return what a model's calls used, in tokens of every kind and in money.
+
+        Args:
+            model: Which model.
+            usage: What its calls consumed, or are expected to consume.
+
+        Raises:
+            UnknownPriceError: The model is not listed, the backend named no cost, and unknown
+                prices are refused.
+        """
+        price = self.prices.get(model)
+        if price is None:
+            if usage.cost > 0:
+                return Amount.of(tokens=_tokens(usage), dollars=usage.cost)
+            if self.unknown == "refuse":
+                raise UnknownPriceError(model)
+            if self.unknown == "free":
+                return Amount(tokens=_tokens(usage))
+            price = self.unknown
+        return price.cost(usage)
+
+
+def _tokens(usage: Usage) -> int:
+    return (
+        usage.input_tokens
+        + usage.output_tokens
+        + usage.reasoning_tokens
+        + usage.cache_read_tokens
+        + usage.cache_write_tokens
+    )
