@@ -166,7 +166,7 @@ def test_a_whole_plan_is_read() -> None:
                 "files": ["./src/a.py", "src\\b.py", "c/../d.py"],
                 "depends": [],
                 "acceptance": ["pytest -k 'a b'", ["make", "check"]],
-                "priority": "a key that nobody knows",
+                "urgency": "a key that nobody knows",
             }
         )
     ).tasks

@@ -37,7 +37,7 @@ from orchestra.opencode.mission.events import (
     TurnStarted,
 )
 from orchestra.opencode.mission.messages import read_task
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport, TaskState
 from orchestra.opencode.mission.run import run_mission
 from orchestra.opencode.mission.runner import Mission
@@ -636,7 +636,7 @@ async def test_a_plan_of_strange_texts(tmp_path: Path) -> None:
 async def test_a_python_plan_of_strange_texts(tmp_path: Path) -> None:
     """A plan that was made in Python may say anything."""
     spec = TaskSpec(id="a b", title="\ud800\n-->", acceptance=(("echo", "\0"),))
-    settings = evolve(QUICK, todo_file="TODO.md", allow=(("echo", "*"),), max_rounds=1)
+    settings = evolve(QUICK, todo_file="TODO.md", allow=(("echo", "*"),), loop=LoopLimits(rounds=1))
     report = await run(Crew(), tmp_path, settings, Plan((spec,)))
     assert report.outcome is MissionOutcome.FAILED
     assert "null byte" in report.tasks[0].commands[0].error

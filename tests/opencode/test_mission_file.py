@@ -20,7 +20,7 @@ from orchestra.opencode.mission.file import (
     read_mission_file,
 )
 from orchestra.opencode.mission.loading import load_agents
-from orchestra.opencode.mission.plan import MissionSettings, Role
+from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Role
 
 FULL: dict[str, Any] = {
     "goal": "Give every module a docstring",
@@ -98,7 +98,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert mission.template is None
     assert mission.settings == MissionSettings(
         limits={"commander": 1, "planner": 10, "worker": 4, "reviewer": 2},
-        max_rounds=2,
+        loop=LoopLimits(rounds=2),
         acceptance=(("python3", "-m", "unittest", "-q"),),
         allow=(
             ("python3", "-m", "unittest", "-q"),

@@ -6,17 +6,27 @@ import json
 import posixpath
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from orchestra import Priority
 from orchestra.errors import PlanError
-from orchestra.opencode.mission.plan import Plan, TaskSpec, summarize
+from orchestra.opencode.mission.plan import Plan, TaskMode, TaskSpec, find_faults, summarize
 
-__all__ = ("Verdict", "VerdictError", "parse_plan", "parse_verdict")
+__all__ = (
+    "Verdict",
+    "VerdictError",
+    "parse_direct",
+    "parse_plan",
+    "parse_split",
+    "parse_verdict",
+)
 
 _MAX_TASKS = 10_000
+_MAX_PARTS = 8
 _MAX_COMMAND = 4_096
 """Characters of a command line; splitting one takes time that grows with their square."""
 _MAX_FAILURES = 1_000
@@ -134,6 +144,35 @@ def _commands(value: object, name: str, faults: list[str]) -> tuple[tuple[str, .
     return tuple(commands)
 
 
+C = TypeVar("C", Priority, TaskMode)
+
+_PRIORITIES: Mapping[str, Priority] = {
+    "normal": Priority.NORMAL,
+    "high": Priority.HIGH,
+    "low": Priority.LOW,
+}
+_MODES: Mapping[str, TaskMode] = {mode.value: mode for mode in TaskMode}
+
+
+def _choice(value: object, choices: Mapping[str, C], name: str, faults: list[str]) -> C:
+    """Return the choice of that name; the first one when there is none."""
+    if value is None:
+        return next(iter(choices.values()))
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    faults.append(f"{name} must be one of {', '.join(choices)}")
+    return next(iter(choices.values()))
+
+
+def _racers(value: object, name: str, faults: list[str]) -> int:
+    if value is None:
+        return 2
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= 8:
+        faults.append(f"{name}: racers must be a number from 2 to 8")
+        return 2
+    return value
+
+
 def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
     name = f"task {position}"
     if not isinstance(value, dict):
@@ -165,19 +204,37 @@ def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
         files=_files(value.get("files"), f"{name}: files", faults),
         depends=_strings(value.get("depends"), f"{name}: depends", faults),
         acceptance=_commands(value.get("acceptance"), f"{name}: acceptance", faults),
+        priority=_choice(value.get("priority"), _PRIORITIES, f"{name}: priority", faults),
+        mode=_choice(value.get("mode"), _MODES, f"{name}: mode", faults),
+        racers=_racers(value.get("racers"), name, faults),
     )
     return spec if len(faults) == before else None
 
 
-def _find_tasks(text: str) -> object:
-    """Return the first "tasks" of an object in the text; fenced ones come first."""
+_NOTHING = object()
+
+
+def _find(text: str, key: str) -> object:
+    """Return the first value of that key of an object in the text; fenced ones come first."""
     for part in (*_FENCE.findall(text), text):
         # What only looks like JSON in one place does not spoil another.
         with suppress(ValueError):
             for value in _values(part):
-                if isinstance(value, dict) and "tasks" in value:
-                    return value["tasks"]
-    raise PlanError('the answer has no JSON object with "tasks"')
+                if isinstance(value, dict) and key in value:
+                    return value[key]
+    return _NOTHING
+
+
+def _specs(entries: object, name: str) -> tuple[TaskSpec, ...]:
+    if not isinstance(entries, list):
+        raise PlanError(f'"{name}" must be a list')
+    if len(entries) > _MAX_TASKS:
+        raise PlanError(f"{len(entries)} tasks are more than the {_MAX_TASKS} a plan may have")
+    faults: list[str] = []
+    tasks = [_task(entry, number, faults) for number, entry in enumerate(entries, 1)]
+    if faults:
+        raise PlanError(summarize(faults))
+    return tuple(task for task in tasks if task is not None)
 
 
 def parse_plan(text: str) -> Plan:
@@ -191,16 +248,70 @@ def parse_plan(text: str) -> Plan:
     """
     if not text.strip():
         raise PlanError("the answer is empty")
-    entries = _find_tasks(text)
-    if not isinstance(entries, list):
-        raise PlanError('"tasks" must be a list')
-    if len(entries) > _MAX_TASKS:
-        raise PlanError(f"{len(entries)} tasks are more than the {_MAX_TASKS} a plan may have")
-    faults: list[str] = []
-    tasks = [_task(entry, number, faults) for number, entry in enumerate(entries, 1)]
+    entries = _find(text, "tasks")
+    if entries is _NOTHING:
+        raise PlanError('the answer has no JSON object with "tasks"')
+    return Plan(_specs(entries, "tasks"))
+
+
+def parse_direct(text: str) -> TaskSpec | None:
+    """Read the one task of a small goal out of the commander's brief; None: it gives none.
+
+    Args:
+        text: The brief.
+
+    Raises:
+        PlanError: It gives one that cannot be used.
+    """
+    entry = _find(text, "task")
+    if entry is _NOTHING:
+        return None
+    (task,) = _specs([entry], "task")
+    if faults := find_faults([task]):
+        raise PlanError(summarize(faults))
+    return task
+
+
+def parse_split(text: str, parent: TaskSpec) -> tuple[TaskSpec, ...]:
+    """Read the parts into which a worker splits its task; none: it does not split it.
+
+    Args:
+        text: The worker's answer.
+        parent: The task.
+
+    Raises:
+        PlanError: It splits the task in a way that cannot be used.
+    """
+    entries = _find(text, "split")
+    if entries is _NOTHING:
+        return ()
+    specs = _specs(entries, "split")
+    if not 2 <= len(specs) <= _MAX_PARTS:
+        raise PlanError(f"a task is split into 2 to {_MAX_PARTS} parts, not {len(specs)}")
+    faults = find_faults(specs)
+    allowed = set(parent.files)
+    seen: set[str] = set()
+    for spec in specs:
+        if not spec.files:
+            faults.append(f"part {spec.id!r} names no files")
+        if strays := sorted(set(spec.files) - allowed):
+            faults.append(f"part {spec.id!r} writes {', '.join(strays)}, not a file of the task")
+        if twice := sorted(seen & set(spec.files)):
+            faults.append(f"part {spec.id!r} writes {', '.join(twice)}, as another part does")
+        seen |= set(spec.files)
     if faults:
         raise PlanError(summarize(faults))
-    return Plan(tuple(task for task in tasks if task is not None))
+    names = {spec.id: f"{parent.id}.{spec.id}" for spec in specs}
+    return tuple(
+        evolve(
+            spec,
+            id=names[spec.id],
+            depends=tuple(names[name] for name in spec.depends),
+            mode=TaskMode.NORMAL,
+            priority=parent.priority,
+        )
+        for spec in specs
+    )
 
 
 def parse_verdict(text: str) -> Verdict:

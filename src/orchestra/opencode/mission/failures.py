@@ -1,4 +1,4 @@
-"""What it means that something did not end well: in words, and for trying again."""
+"""What it means that something did not end well, in words."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from orchestra.events import Finished, FinishReason, TurnError
 from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.report import CommandResult
 
-__all__ = ("as_finished", "describe", "explain", "is_final", "retry_delay")
+__all__ = ("as_finished", "describe", "explain")
 
-_MAX_DELAY = 60.0
-_MAX_RETRY_AFTER = 600.0
 _MAX_MESSAGE = 1_500
 
 
@@ -35,31 +33,6 @@ def describe(answer: AgentAnswered) -> str:
         FinishReason.ABORTED: "it was aborted",
         FinishReason.INTERRUPTED: "it broke off",
     }.get(answer.reason, f"it ended as {answer.reason.value!r}")
-
-
-def is_final(answer: AgentAnswered) -> bool:
-    """Whether trying the same again is useless.
-
-    Args:
-        answer: The turn's end.
-    """
-    if answer.reason is FinishReason.REFUSED:
-        return True
-    return answer.error is not None and not answer.error.is_retryable
-
-
-def retry_delay(answer: AgentAnswered, failures: int, first: float) -> float:
-    """Return the seconds before the next try: doubled each time, at least what the origin wants.
-
-    Args:
-        answer: The turn's end.
-        failures: How many turns in a row have failed, this one included.
-        first: The delay after the first failure.
-    """
-    delay = min(first * 2.0 ** (failures - 1), _MAX_DELAY)
-    if answer.error is not None and answer.error.retry_after is not None:
-        delay = max(delay, min(answer.error.retry_after, _MAX_RETRY_AFTER))
-    return delay
 
 
 def explain(result: CommandResult) -> str:

@@ -210,8 +210,11 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     rules = root.table("rules")
     settings = MissionSettings(
         limits=limit,
-        max_rounds=rules.integer(
-            "max_rounds", defaults.max_rounds, minimum=1, maximum=_MOST_ROUNDS
+        loop=attrs.evolve(
+            defaults.loop,
+            rounds=rules.integer(
+                "max_rounds", defaults.loop.rounds, minimum=1, maximum=_MOST_ROUNDS
+            ),
         ),
         acceptance=commands,
         allow=tuple(dict.fromkeys((*commands, *named, *allow))),

@@ -34,11 +34,15 @@ _MARKS: Mapping[TaskState, TodoMark] = {
     TaskState.WAITING: TodoMark.OPEN,
     TaskState.READY: TodoMark.OPEN,
     TaskState.WORKING: TodoMark.ACTIVE,
-    TaskState.REVIEWING: TodoMark.ACTIVE,
+    TaskState.SPLIT: TodoMark.ACTIVE,
     TaskState.CHECKING: TodoMark.ACTIVE,
+    TaskState.REVIEWING: TodoMark.ACTIVE,
+    TaskState.MERGING: TodoMark.ACTIVE,
     TaskState.ACCEPTED: TodoMark.DONE,
     TaskState.FAILED: TodoMark.DROPPED,
     TaskState.SKIPPED: TodoMark.DROPPED,
+    TaskState.CANCELLED: TodoMark.DROPPED,
+    TaskState.REPLACED: TodoMark.DROPPED,
 }
 
 

@@ -7,18 +7,24 @@ import re
 from collections.abc import Sequence
 
 from orchestra.opencode.mission.plan import TaskSpec
+from orchestra.opencode.mission.report import TaskReport
 
 __all__ = (
+    "CHANGED_STRATEGY",
     "commander_message",
+    "continuation_message",
     "planner_message",
     "read_task",
     "repeat_message",
     "reviewer_message",
+    "stagnation_note",
     "worker_message",
 )
 
 _MAX_BRIEF = 20_000
 _MAX_SUMMARY = 8_000
+_MAX_REASONS = 4_000
+_MAX_LISTED = 100
 _TASK = re.compile(r"<task>([^<]*)</task>")
 
 
@@ -41,7 +47,14 @@ def _task_block(task: TaskSpec) -> str:
 
 
 def _reasons_block(reasons: Sequence[str]) -> str:
-    return f"<reasons>{_json(list(reasons))}</reasons>"
+    room = _MAX_REASONS
+    kept = []
+    for reason in reasons:
+        if room <= 0:
+            break
+        kept.append(reason[:room])
+        room -= len(reason)
+    return f"<reasons>{_json(kept)}</reasons>"
 
 
 def _text(value: object) -> str:
@@ -93,43 +106,115 @@ def commander_message(goal: str) -> str:
     return f"<mission>\n{goal}\n</mission>"
 
 
-def planner_message(goal: str, brief: str) -> str:
+def planner_message(goal: str, brief: str, done: Sequence[str] = ()) -> str:
     """Ask the planner for a plan.
 
     Args:
         goal: The mission's goal.
         brief: The commander's brief; may be empty.
+        done: What is accepted already, and must not be planned again.
     """
     message = f"<mission>\n{goal}\n</mission>"
     if brief:
         message += f"\n<brief>\n{brief[:_MAX_BRIEF]}\n</brief>"
+    if done:
+        message += f"\n<done>{_json(list(done[:_MAX_LISTED]))}</done>\nPlan only what is left."
     return message
 
 
-def worker_message(task: TaskSpec, round_: int, reasons: Sequence[str]) -> str:
+def continuation_message(
+    goal: str, tasks: Sequence[TaskReport], reason: str, iteration: int, *, is_stagnant: bool
+) -> str:
+    """Tell the commander how far the mission is, and ask how to go on.
+
+    Args:
+        goal: The mission's goal.
+        tasks: What became of each task of the plan.
+        reason: Why the mission is not done.
+        iteration: Which plan it is going to be.
+        is_stagnant: Whether the last plans have moved nothing.
+    """
+    states: dict[str, str] = {}
+    for task in tasks[:_MAX_LISTED]:
+        states[task.id] = task.state.value
+    problems = {
+        task.id: task.reasons[-1][:300]
+        for task in tasks
+        if task.reasons and task.state.value == "failed"
+    }
+    evidence = {"reason": reason[:1_500], "failed": dict(list(problems.items())[:20])}
+    message = (
+        f"<mission>\n{goal}\n</mission>\n"
+        f"<progress>{_json({'plan': iteration, 'tasks': states})}</progress>\n"
+        f"<evidence>{_json(evidence)}</evidence>\n"
+        "The mission is not done. Look at what is there now, find out why, and write a new brief "
+        "for what is left; what is accepted stays."
+    )
+    if is_stagnant:
+        message += " The last plan moved nothing: go another way, with other or smaller tasks."
+    return message
+
+
+def worker_message(
+    task: TaskSpec, round_: int, reasons: Sequence[str], note: str = "", *, may_split: bool = False
+) -> str:
     """Give a worker its task.
 
     Args:
         task: The task.
         round_: 1 for the first try.
         reasons: Why the last round was sent back.
+        note: What is to be said about the way it goes.
+        may_split: Whether the worker may split the task.
     """
     message = f"{_task_block(task)}\n<round>{round_}</round>"
     if reasons:
         message += f"\n{_reasons_block(reasons)}"
+    if note:
+        message += f"\n<note>{note}</note>"
+    if may_split:
+        message += f"\n<note>{_MAY_SPLIT}</note>"
     return message
 
 
-def reviewer_message(task: TaskSpec, round_: int, summary: str) -> str:
+_MAY_SPLIT = (
+    "If this is too much for one sitting, change nothing and answer with one JSON object "
+    '{"split": [task, ...]}: 2 to 8 tasks with the keys of the task above, '
+    "each writing only files of this task, no file twice."
+)
+CHANGED_STRATEGY = (
+    "Earlier workers did not move this task. Do not repeat what the reasons tell of: find out "
+    "first, with the files and commands themselves, why it does not work."
+)
+"""Told to a worker who takes over a task that does not move."""
+
+
+def stagnation_note(rounds: int) -> str:
+    """Tell a worker the facts: its rounds move nothing.
+
+    Args:
+        rounds: How many in a row.
+    """
+    return (
+        f"Your last {rounds} rounds changed neither the files nor what the checks say. Say in one "
+        "sentence what keeps you from it, then change the files, or say that it cannot be done."
+    )
+
+
+def reviewer_message(task: TaskSpec, round_: int, summary: str, evidence: str = "") -> str:
     """Give a reviewer a finished task.
 
     Args:
         task: The task.
         round_: The round that was finished.
         summary: What the worker says it did.
+        evidence: What it did change, as we saw it ourselves.
     """
     text = summary.strip()[:_MAX_SUMMARY] or "(the worker gave no summary)"
-    return f"{_task_block(task)}\n<round>{round_}</round>\n<summary>{_json(text)}</summary>"
+    message = f"{_task_block(task)}\n<round>{round_}</round>\n<summary>{_json(text)}</summary>"
+    if evidence:
+        message += f"\n<evidence>{_json(evidence[:_MAX_BRIEF])}</evidence>"
+    return message
 
 
 def repeat_message(problem: str) -> str:

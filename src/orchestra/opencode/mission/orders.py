@@ -6,21 +6,31 @@ from typing import TypeAlias
 
 from attrs import field, frozen
 
+from orchestra import Priority
 from orchestra.events import FinishReason, TurnError, Usage
-from orchestra.opencode.mission.plan import Plan, Role
-from orchestra.opencode.mission.report import CommandResult, MissionOutcome, TaskState
+from orchestra.opencode.mission.plan import Plan, Role, TaskSpec
+from orchestra.opencode.mission.report import MissionOutcome, Receipt, TaskState
 
 __all__ = (
     "AgentAnswered",
+    "ApprovalGiven",
     "Ask",
+    "AskApproval",
+    "Cancel",
     "CloseSession",
     "Command",
-    "CommandsFinished",
+    "Discard",
     "Event",
     "Finish",
+    "GatesFinished",
+    "Integrate",
+    "Integrated",
+    "Order",
     "PlanMade",
-    "RunCommands",
+    "RunGates",
     "StopRequested",
+    "TaskAdded",
+    "TaskHeld",
     "TaskMoved",
     "Warn",
     "WorkStarted",
@@ -38,7 +48,10 @@ class WorkStarted:
 
 @frozen(kw_only=True)
 class AgentAnswered:
-    """An agent's turn ended, one way or the other."""
+    """An agent's turn ended, one way or the other.
+
+    ``calls`` is a digest of the tool calls it made, for telling whether it repeats itself.
+    """
 
     ticket: int
     reason: FinishReason
@@ -46,14 +59,41 @@ class AgentAnswered:
     is_truncated: bool = False
     usage: Usage = field(factory=Usage)
     error: TurnError | None = None
+    calls: str = ""
 
 
 @frozen(kw_only=True)
-class CommandsFinished:
-    """Acceptance commands ended; one result for each that was ordered."""
+class GatesFinished:
+    """What we checked ourselves has come to an end.
+
+    ``evidence`` is what a reviewer is shown: the change, as a diff of bounded length.
+    """
 
     ticket: int
-    results: tuple[CommandResult, ...]
+    receipt: Receipt
+    evidence: str = ""
+
+
+@frozen(kw_only=True)
+class Integrated:
+    """A task's change was taken over into the workspace, or was not.
+
+    ``problem`` says why not, for the worker; ``is_moved`` that the files are not those that were
+    checked any more, so that they must be checked again.
+    """
+
+    ticket: int
+    problem: str = ""
+    is_moved: bool = False
+
+
+@frozen(kw_only=True)
+class ApprovalGiven:
+    """Somebody has decided about the plan; ``note`` says what to change."""
+
+    ticket: int
+    is_approved: bool
+    note: str = ""
 
 
 @frozen(kw_only=True)
@@ -64,7 +104,9 @@ class StopRequested:
     outcome: MissionOutcome = MissionOutcome.INTERRUPTED
 
 
-Event: TypeAlias = WorkStarted | AgentAnswered | CommandsFinished | StopRequested
+Event: TypeAlias = (
+    WorkStarted | AgentAnswered | GatesFinished | Integrated | ApprovalGiven | StopRequested
+)
 
 
 # --- commands: what the machine tells the runner -----------------------------------------------
@@ -72,7 +114,11 @@ Event: TypeAlias = WorkStarted | AgentAnswered | CommandsFinished | StopRequeste
 
 @frozen(kw_only=True)
 class Ask:
-    """Prompt an agent, in the session of that key (opened when there is none)."""
+    """Prompt an agent, in the session of that key (opened when there is none).
+
+    ``turn`` numbers the prompts of this session: session and turn together name the prompt, also
+    after a restart, so that it is never sent twice.
+    """
 
     ticket: int
     session: str
@@ -80,22 +126,50 @@ class Ask:
     message: str
     task_id: str | None = None
     round: int = 0
+    turn: int = 1
     delay: float = 0.0
+    model: str | None = None
+    priority: Priority = Priority.NORMAL
 
     @property
     def name(self) -> str:
         """What people call the session."""
         return f"{self.role.value} {self.task_id}" if self.task_id else self.role.value
 
+    @property
+    def key(self) -> str:
+        """What names this prompt within its mission."""
+        return f"{self.session}:{self.turn}"
+
 
 @frozen(kw_only=True)
-class RunCommands:
-    """Run acceptance commands, one after the other; all are permitted."""
+class RunGates:
+    """Check a task's change, or (without a task) the whole; all the commands are permitted."""
 
     ticket: int
-    commands: tuple[tuple[str, ...], ...]
+    stage: str
+    commands: tuple[tuple[str, ...], ...] = ()
+    refused: tuple[tuple[str, ...], ...] = ()
     task_id: str | None = None
     round: int = 0
+
+
+@frozen(kw_only=True)
+class Integrate:
+    """Take a task's change over into the workspace, if it is what the receipt is about."""
+
+    ticket: int
+    task_id: str
+    receipt: Receipt
+    round: int = 0
+
+
+@frozen(kw_only=True)
+class AskApproval:
+    """Let somebody decide about the plan; nothing of it has started."""
+
+    ticket: int
+    plan: Plan
 
 
 @frozen(kw_only=True)
@@ -106,10 +180,41 @@ class CloseSession:
 
 
 @frozen(kw_only=True)
+class Cancel:
+    """What was ordered under that ticket is not wanted any more."""
+
+    ticket: int
+
+
+@frozen(kw_only=True)
+class Discard:
+    """What that task changed in its own copy of the workspace is not wanted any more."""
+
+    task_id: str
+
+
+@frozen(kw_only=True)
 class PlanMade:
-    """The plan is valid; nothing of it has started."""
+    """The plan is valid; nothing of it has started. A later one replaces what is not accepted."""
 
     plan: Plan
+    iteration: int = 1
+
+
+@frozen(kw_only=True)
+class TaskAdded:
+    """A task that the plan does not name: one that races for another, or a part of it."""
+
+    spec: TaskSpec
+    parent: str
+
+
+@frozen(kw_only=True)
+class TaskHeld:
+    """A task that could start must wait, since another one holds a file that it writes."""
+
+    task_id: str
+    holder: str
 
 
 @frozen(kw_only=True)
@@ -137,4 +242,18 @@ class Finish:
     reason: str
 
 
-Command: TypeAlias = Ask | RunCommands | CloseSession | PlanMade | TaskMoved | Warn | Finish
+Order: TypeAlias = Ask | RunGates | Integrate | AskApproval
+"""A command whose end comes back as an event with its ticket."""
+
+Command: TypeAlias = (
+    Order
+    | CloseSession
+    | Cancel
+    | Discard
+    | PlanMade
+    | TaskAdded
+    | TaskHeld
+    | TaskMoved
+    | Warn
+    | Finish
+)

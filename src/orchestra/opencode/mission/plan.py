@@ -8,9 +8,19 @@ from graphlib import CycleError, TopologicalSorter
 
 from attrs import field, frozen, validators
 
+from orchestra import Priority
 from orchestra.errors import PlanError
 
-__all__ = ("MissionSettings", "Plan", "Role", "TaskSpec", "find_faults", "summarize")
+__all__ = (
+    "LoopLimits",
+    "MissionSettings",
+    "Plan",
+    "Role",
+    "TaskMode",
+    "TaskSpec",
+    "find_faults",
+    "summarize",
+)
 
 
 class Role(Enum):
@@ -20,6 +30,18 @@ class Role(Enum):
     PLANNER = "planner"
     WORKER = "worker"
     REVIEWER = "reviewer"
+
+
+class TaskMode(Enum):
+    """How a task is worked on."""
+
+    NORMAL = "normal"
+    """One worker."""
+    RACE = "race"
+    """Several workers, each in a copy of the workspace: the first that is accepted wins, the
+    others are cancelled and their changes discarded."""
+    FRACTAL = "fractal"
+    """One worker, who may split the task once more, inside its own files and budget."""
 
 
 @frozen(kw_only=True)
@@ -33,6 +55,9 @@ class TaskSpec:
         files: Files the task will write, relative to the workspace.
         depends: Ids of tasks that must be accepted first.
         acceptance: Command lines (already split) that must end with exit code 0.
+        priority: Which task gets a free slot first.
+        mode: How it is worked on.
+        racers: How many workers race for it; counts in the mode RACE only.
     """
 
     id: str
@@ -41,6 +66,9 @@ class TaskSpec:
     files: tuple[str, ...] = ()
     depends: tuple[str, ...] = ()
     acceptance: tuple[tuple[str, ...], ...] = ()
+    priority: Priority = Priority.NORMAL
+    mode: TaskMode = TaskMode.NORMAL
+    racers: int = field(default=2, validator=[validators.ge(2), validators.le(8)])
 
 
 def _as_tuple(tasks: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
@@ -118,12 +146,50 @@ def _are_limits(_settings: object, _field: object, limits: Mapping[str, object])
 
 
 @frozen(kw_only=True)
+class LoopLimits:
+    """When a mission that does not get anywhere is ended.
+
+    Attributes:
+        rounds: How often a worker may try one task; turns that failed for reasons of their own
+            (network, rate limit) are bounded by the recovery table and do not count.
+        iterations: How often the commander is asked how to go on when tasks have failed, the
+            first plan included; a plan that was given is never made anew.
+        stagnation: Rounds (and iterations) in a row without any change of the tree and of the
+            evidence before the worker is told the facts; after one more, the strategy changes;
+            after another one, the task fails.
+        depth: How deep tasks may be nested, counted by lineage: commander, worker, worker's part.
+        equal_calls: Equal tool calls in a row after which a turn is ended.
+    """
+
+    rounds: int = field(default=5, validator=validators.ge(1))
+    iterations: int = field(default=3, validator=validators.ge(1))
+    stagnation: int = field(default=2, validator=validators.ge(1))
+    depth: int = field(default=3, validator=[validators.ge(1), validators.le(3)])
+    equal_calls: int = field(default=20, validator=validators.ge(2))
+
+
+def _are_fallbacks(
+    _settings: object, _field: object, fallbacks: Mapping[str, Sequence[str]]
+) -> None:
+    known = [role.value for role in Role]
+    for name, models in fallbacks.items():
+        if name not in known:
+            raise ValueError(f"fallbacks has {name!r}, but must name roles: {', '.join(known)}")
+        for model in models:
+            if "/" not in model:
+                raise ValueError(f"fallbacks[{name!r}] has {model!r}, but must name provider/model")
+
+
+@frozen(kw_only=True)
 class MissionSettings:
     """The rules of a run.
 
     Attributes:
         limits: How many sessions of each role may work at once; 10 for a role that is left out.
-        max_rounds: How often a worker may try one task: rejections and failures both count.
+        loop: When a mission that does not get anywhere is ended.
+        fallbacks: For each role the models that are taken, in this order, when its own fails for
+            good.
+        must_approve: Whether somebody must approve the plan before its tasks start.
         acceptance: Command lines that must succeed after all tasks were accepted.
         allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
             any further arguments; otherwise it must match as a whole.
@@ -138,7 +204,9 @@ class MissionSettings:
     """
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
-    max_rounds: int = field(default=3, validator=validators.ge(1))
+    loop: LoopLimits = field(factory=LoopLimits)
+    fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
+    must_approve: bool = False
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
     command_timeout: float = field(default=300.0, validator=validators.gt(0))
@@ -160,3 +228,25 @@ class MissionSettings:
             for entry in self.allow
             if entry
         )
+
+    def sort_commands(
+        self, lines: Iterable[tuple[str, ...]]
+    ) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+        """Split command lines into what may be run and what may not.
+
+        Args:
+            lines: Command lines, split into words.
+        """
+        permitted: list[tuple[str, ...]] = []
+        refused: list[tuple[str, ...]] = []
+        for argv in lines:
+            (permitted if self.permits(argv) else refused).append(argv)
+        return tuple(permitted), tuple(refused)
+
+    def chain(self, role: Role) -> tuple[str, ...]:
+        """Return the models that a role falls back on, in their order.
+
+        Args:
+            role: The role.
+        """
+        return tuple(self.fallbacks.get(role.value, ()))

@@ -15,6 +15,7 @@ __all__ = (
     "Finding",
     "MissionOutcome",
     "MissionReport",
+    "Receipt",
     "Span",
     "TaskReport",
     "TaskState",
@@ -40,13 +41,21 @@ class TaskState(Enum):
     READY = "ready"
     """Waits for a free worker."""
     WORKING = "working"
-    REVIEWING = "reviewing"
+    SPLIT = "split"
+    """Its parts are under way: racing for it, or each doing a piece of it."""
     CHECKING = "checking"
-    """Its acceptance commands run."""
+    """Its gates run: files parse, no new findings, acceptance commands succeed."""
+    REVIEWING = "reviewing"
+    MERGING = "merging"
+    """Its change is being taken over into the workspace."""
     ACCEPTED = "accepted"
     FAILED = "failed"
     SKIPPED = "skipped"
     """Never started, because a task that it depends on failed, or the mission ended before."""
+    CANCELLED = "cancelled"
+    """It lost a race; what it changed was discarded."""
+    REPLACED = "replaced"
+    """It was not accepted, and a later plan of the same mission goes another way."""
 
 
 @frozen(kw_only=True)
@@ -88,6 +97,34 @@ class Finding:
     path: str
     line: int
     message: str
+
+
+@frozen(kw_only=True)
+class Receipt:
+    """What we checked ourselves, and of which tree: it proves nothing of any other.
+
+    Attributes:
+        stage: ``unit`` (one task), ``integration`` (all tasks) or ``seal`` (the end).
+        tree: Digest of the files it is about.
+        problems: Why it is no proof, one sentence each; none when everything passed.
+        commands: The acceptance commands that were run, or refused.
+        findings: What changed files hold that should not be there.
+        changed: Files that changed, relative to the workspace, at most 1,000.
+        strays: Files that changed although the task has no lease on them.
+    """
+
+    stage: str = "unit"
+    tree: str = ""
+    problems: tuple[str, ...] = ()
+    commands: tuple[CommandResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    changed: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.problems
 
 
 @frozen(kw_only=True)
@@ -155,6 +192,8 @@ class TaskReport:
         usage: What its sessions consumed.
         commands: Its acceptance commands.
         summary: The start of the worker's last answer, at most 2,000 characters.
+        parent: The task that it is a part of, or races for; empty: none.
+        receipt: What we last checked of it; None before the first check.
     """
 
     id: str
@@ -167,6 +206,8 @@ class TaskReport:
     usage: Usage = field(factory=Usage)
     commands: tuple[CommandResult, ...] = ()
     summary: str = ""
+    parent: str = ""
+    receipt: Receipt | None = None
 
 
 @frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -61,14 +62,18 @@ from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
+    ApprovalGiven,
     Ask,
+    AskApproval,
     CloseSession,
     Command,
-    CommandsFinished,
     Event,
     Finish,
+    GatesFinished,
+    Integrate,
+    Integrated,
     PlanMade,
-    RunCommands,
+    RunGates,
     StopRequested,
     TaskMoved,
     Warn,
@@ -76,9 +81,11 @@ from orchestra.opencode.mission.orders import (
 )
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import (
+    CommandResult,
     Evidence,
     MissionOutcome,
     MissionReport,
+    Receipt,
     Span,
     TaskState,
 )
@@ -140,7 +147,9 @@ class Mission(AsyncContextManagerMixin):
         self._directory = Path(directory).resolve()
         self._agents: dict[Role, Agent] = dict(agents or {})
         self._settings = settings or MissionSettings()
-        self._machine = MissionMachine(self._goal, settings=self._settings, plan=plan)
+        self._machine = MissionMachine(
+            self._goal, settings=self._settings, plan=plan, random=random.random
+        )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
         self._witness = Witness(self._directory, skipped=[self._settings.todo_file or ""])
@@ -333,11 +342,15 @@ class Mission(AsyncContextManagerMixin):
             return [*commands, *self._machine.handle(stop)]
         return commands
 
-    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
         if isinstance(command, Ask):
             work.start_soon(self._ask, command)
-        elif isinstance(command, RunCommands):
-            work.start_soon(self._run_commands, command)
+        elif isinstance(command, RunGates):
+            work.start_soon(self._run_gates, command)
+        elif isinstance(command, Integrate):
+            self._post(Integrated(ticket=command.ticket))
+        elif isinstance(command, AskApproval):
+            self._post(ApprovalGiven(ticket=command.ticket, is_approved=True))
         elif isinstance(command, CloseSession):
             if (session := self._sessions.pop(command.session, None)) is not None:
                 work.start_soon(self._close, session)
@@ -357,7 +370,7 @@ class Mission(AsyncContextManagerMixin):
             self._publish(PlanAccepted(at=self._now(), plan=command.plan))
         elif isinstance(command, Warn):
             self._publish(WarningRaised(at=self._now(), message=command.message))
-        else:
+        elif isinstance(command, Finish):
             return command
         return None
 
@@ -467,33 +480,36 @@ class Mission(AsyncContextManagerMixin):
 
     # --- commands ---
 
-    async def _run_commands(self, command: RunCommands) -> None:
+    async def _run_gates(self, order: RunGates) -> None:
         queued = self._now()
-        results = []
+        results = [
+            CommandResult(argv=argv, refusal="it is not on the mission's allow list")
+            for argv in order.refused
+        ]
         async with self._controller.lease("acceptance"):
             started = self._now()
-            self._post(WorkStarted(ticket=command.ticket))
-            for argv in command.commands:
+            self._post(WorkStarted(ticket=order.ticket))
+            for argv in order.commands:
                 result = await run_acceptance(
                     argv, directory=self._directory, settings=self._settings
                 )
                 results.append(result)
-                self._publish(
-                    CommandFinished(at=self._now(), task_id=command.task_id, result=result)
-                )
+                self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
         is_failed = any(result.is_failed for result in results)
-        self._timeline.append(
-            Span(
-                name="acceptance",
-                task_id=command.task_id,
-                round=command.round,
-                queued=queued,
-                started=started,
-                ended=self._now(),
-                outcome="failed" if is_failed else "done",
+        if order.commands:
+            self._timeline.append(
+                Span(
+                    name="acceptance",
+                    task_id=order.task_id,
+                    round=order.round,
+                    queued=queued,
+                    started=started,
+                    ended=self._now(),
+                    outcome="failed" if is_failed else "done",
+                )
             )
-        )
-        self._post(CommandsFinished(ticket=command.ticket, results=tuple(results)))
+        receipt = Receipt(stage=order.stage, commands=tuple(results))
+        self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
 
     # --- sessions, files, clock ---
 

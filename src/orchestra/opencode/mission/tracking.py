@@ -2,51 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from attrs import define, field, frozen
+from attrs import define, field
 
 from orchestra.events import Usage
-from orchestra.opencode.mission.orders import AgentAnswered, Ask
+from orchestra.opencode.mission.orders import Order
 from orchestra.opencode.mission.plan import TaskSpec
-from orchestra.opencode.mission.report import CommandResult, TaskReport, TaskState
+from orchestra.opencode.mission.recovery import Troubles
+from orchestra.opencode.mission.report import CommandResult, Receipt, TaskReport, TaskState
+from orchestra.opencode.mission.stagnation import Stagnation
+from orchestra.opencode.mission.write_sets import WriteSets
 
 __all__ = ("OpenWork", "TrackedTask")
 
 
-@define
+@define(eq=False)
 class TrackedTask:
     """A task under way.
 
     Attributes:
         spec: What is to be done.
-        position: Its place in the plan.
+        position: Its place in the plan; parts follow their parent.
         open_dependencies: Tasks that it waits for.
+        stagnation: Sees that its rounds move nothing.
+        parent: The task that it is a part of, or races for.
+        parts: The tasks that race for it, or do a piece of it.
+        depth: How many parents it has.
+        part_files: Who holds which file among its parts.
         state: How far it is.
         round: The round it is in, or was in last; 0 before the first.
         sessions: How many worker sessions it has had.
-        is_session_fresh: Whether the next round takes a new session.
-        failures: Turns of its workers that failed in a row.
+        turns: How many prompts its present session has had.
+        reviews: How many reviewer sessions it has had.
+        is_session_fresh: Whether the next turn takes a new session.
+        may_split: Whether its worker may split it.
+        merges: How often its change was checked again because the files had moved.
+        troubles: The failed turns of its workers.
+        review_troubles: The failed turns of its reviewer in this round.
         usage: What its sessions have consumed.
         reasons: Why rounds were sent back or failed, in order.
         sent_back: Why the last one was.
+        note: What its worker is told about the way it goes.
         summary: What the worker last said.
+        evidence: The change, as its reviewer is shown it.
         commands: Its acceptance commands of the last round.
+        receipt: What we last checked.
     """
 
     spec: TaskSpec
-    position: int
+    position: float
     open_dependencies: int
+    stagnation: Stagnation
+    parent: TrackedTask | None = None
+    parts: list[TrackedTask] = field(factory=list)
+    depth: int = 0
+    part_files: WriteSets = field(factory=WriteSets)
     state: TaskState = TaskState.WAITING
     round: int = 0
     sessions: int = 0
+    turns: int = 0
+    reviews: int = 0
     is_session_fresh: bool = True
-    failures: int = 0
+    may_split: bool = False
+    merges: int = 0
+    troubles: Troubles = field(factory=Troubles)
+    review_troubles: Troubles = field(factory=Troubles)
     usage: Usage = field(factory=Usage)
     reasons: list[str] = field(factory=list)
     sent_back: tuple[str, ...] = ()
+    note: str = ""
     summary: str = ""
+    evidence: str = ""
     commands: tuple[CommandResult, ...] = ()
+    receipt: Receipt | None = None
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.spec.id
+
+    @property
+    def is_racing(self) -> bool:
+        """Whether it races with others for its parent."""
+        return self.parent is not None and self.id.startswith(f"{self.parent.id}#")
 
     def report(self) -> TaskReport:
         """Return what is known of it."""
@@ -61,23 +98,21 @@ class TrackedTask:
             usage=self.usage,
             commands=self.commands,
             summary=self.summary,
+            parent=self.parent.id if self.parent else "",
+            receipt=self.receipt,
         )
 
 
-@frozen
+@define(eq=False)
 class OpenWork:
     """Ordered work that has not come back.
 
     Attributes:
-        answer: Takes an agent's answer; None: these are commands.
-        ask: What was asked; None: these are commands.
+        order: What was ordered.
         task: The task it is about; None: the mission as a whole.
-        tries: How often it was asked because a turn failed.
-        repeats: How often it was asked because an answer had the wrong form.
+        troubles: How often it has failed already, and how.
     """
 
-    answer: Callable[[OpenWork, AgentAnswered], None] | None
-    ask: Ask | None
-    task: TrackedTask | None
-    tries: int = 1
-    repeats: int = 0
+    order: Order
+    task: TrackedTask | None = None
+    troubles: Troubles = field(factory=Troubles)

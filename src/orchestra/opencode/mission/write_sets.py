@@ -34,6 +34,14 @@ class WriteSets:
         self._holders.update(dict.fromkeys(wanted, task_id))
         return True
 
+    def holder(self, files: Iterable[str]) -> str:
+        """Return who holds the first taken one of some files; empty when all are free.
+
+        Args:
+            files: What somebody wants to write.
+        """
+        return next((self._holders[file] for file in files if file in self._holders), "")
+
     def release(self, task_id: str, files: Iterable[str]) -> list[str]:
         """Give a task's files back.
 
