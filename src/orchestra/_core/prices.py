@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
+from fractions import Fraction
 from typing import Literal, TypeAlias, final
 
 from attrs import Attribute, field, frozen
@@ -53,21 +55,6 @@ class Price:
     cache_read: _Dollars | None = field(default=None, validator=_optional_price)
     cache_write: _Dollars | None = field(default=None, validator=_optional_price)
     reasoning: _Dollars | None = field(default=None, validator=_optional_price)
-    _rates: tuple[tuple[str, tuple[int, int]], ...] = field(init=False, repr=False, eq=False)
-
-    @_rates.default
-    def _make_rates(self) -> tuple[tuple[str, tuple[int, int]], ...]:
-        # A dollar per million tokens is a millionth of a dollar per token.
-        prices = {
-            "input_tokens": self.input,
-            "output_tokens": self.output,
-            "cache_read_tokens": self.input if self.cache_read is None else self.cache_read,
-            "cache_write_tokens": self.input if self.cache_write is None else self.cache_write,
-            "reasoning_tokens": self.output if self.reasoning is None else self.reasoning,
-        }
-        return tuple(
-            (kind, Decimal(str(price)).as_integer_ratio()) for kind, price in prices.items()
-        )
 
     def cost(self, usage: Usage) -> Amount:
         """Return what was used, in tokens of every kind and in money.
@@ -77,12 +64,19 @@ class Price:
         Args:
             usage: What one or more calls consumed; ``usage.cost`` does not count.
         """
-        # One common denominator: fractions are exact, and the prices have few digits.
-        top, bottom = 0, 1
-        for kind, (numerator, denominator) in self._rates:
-            top = top * denominator + getattr(usage, kind) * numerator * bottom
-            bottom *= denominator
-        return Amount(tokens=_tokens(usage), microdollars=-(-top // bottom))
+        # A dollar per million tokens is a millionth of a dollar per token.
+        exact = (
+            usage.input_tokens * _rate(self.input)
+            + usage.output_tokens * _rate(self.output)
+            + usage.cache_read_tokens * _rate(self.input, self.cache_read)
+            + usage.cache_write_tokens * _rate(self.input, self.cache_write)
+            + usage.reasoning_tokens * _rate(self.output, self.reasoning)
+        )
+        return Amount(tokens=_tokens(usage), microdollars=math.ceil(exact))
+
+
+def _rate(usual: _Dollars, own: _Dollars | None = None) -> Fraction:
+    return Fraction(str(usual if own is None else own))
 
 
 UnknownPrice: TypeAlias = Literal["refuse", "free"] | Price
