@@ -2,37 +2,29 @@
 
 No I/O and no clock; randomness comes in as an argument. Every order carries a *ticket*; what comes
 back with a ticket that is not open (late, doubled, of an attempt that was given up) changes
-nothing. This module has the mission as a whole; how one task goes is in `task_flow`.
+nothing. This module has the mission as a whole; how it comes to a plan is in `planning`, how one
+task goes in `task_flow`.
 
-    brief -> plan -> approval -> tasks -> integration -> seal -> accepted
-      ^                            |           |          |
-      |____________________________|___________|__________|    (at most loop.iterations)
+    planning -> approval -> tasks -> integration -> seal -> accepted
+       ^                      |           |
+       |______________________|___________|    (at most loop.iterations)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import final
+from typing import Any, final
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 
-from orchestra.errors import PlanError
 from orchestra.events import FinishReason
-from orchestra.opencode.mission.answers import parse_direct, parse_plan
 from orchestra.opencode.mission.failures import describe, explain
-from orchestra.opencode.mission.messages import (
-    commander_message,
-    continuation_message,
-    planner_message,
-    repeat_message,
-)
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
     ApprovalGiven,
     Ask,
     AskApproval,
-    CloseSession,
     Command,
     Event,
     Finish,
@@ -45,8 +37,10 @@ from orchestra.opencode.mission.orders import (
     Warn,
     WorkStarted,
 )
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
-from orchestra.opencode.mission.recovery import Action, ErrorClass, Recovery, Troubles
+from orchestra.opencode.mission.plain import task_to_plain
+from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
+from orchestra.opencode.mission.planning import Planning
+from orchestra.opencode.mission.recovery import Recovery
 from orchestra.opencode.mission.report import (
     CommandResult,
     MissionOutcome,
@@ -59,7 +53,7 @@ from orchestra.opencode.mission.task_flow import TaskFlow
 from orchestra.opencode.mission.tickets import Tickets
 from orchestra.opencode.mission.tracking import OpenWork, TrackedTask
 
-__all__ = ("MissionMachine", "Phase")
+__all__ = ("MissionMachine", "MissionRecord", "Phase")
 
 _MAX_SEALS = 3
 """How often the whole is checked again because files changed under the check."""
@@ -77,8 +71,7 @@ _EXPECTED: Mapping[type[Event], tuple[type, str]] = {
 class Phase(Enum):
     """How far a mission is."""
 
-    BRIEF = "brief"
-    PLAN = "plan"
+    PLANNING = "planning"
     APPROVAL = "approval"
     TASKS = "tasks"
     INTEGRATION = "integration"
@@ -86,12 +79,31 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+@frozen(kw_only=True)
+class MissionRecord:
+    """What was written of a mission, for going on with it.
+
+    Attributes:
+        state: What `MissionMachine.record` returned.
+        plan: The tasks of its present plan.
+        specs: The tasks of all its plans.
+        parts: Tasks that race for another one, or are a part of it, with that one's id.
+        tasks: What `MissionMachine.task_record` returned, for each task.
+    """
+
+    state: Mapping[str, Any]
+    plan: tuple[TaskSpec, ...] = ()
+    specs: tuple[TaskSpec, ...] = ()
+    parts: tuple[tuple[TaskSpec, str], ...] = ()
+    tasks: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+
+
 @final
 class MissionMachine:
     """Decides what a mission does next.
 
-    ``start()`` once, then ``handle(event)`` for each event; both return commands to perform in
-    order. After a `Finish` every event is ignored.
+    ``start()`` or ``restore()`` once, then ``handle(event)`` for each event; all return commands
+    to perform in order. After a `Finish` every event is ignored.
 
     Args:
         goal: What the mission is for.
@@ -108,35 +120,37 @@ class MissionMachine:
         plan: Plan | None = None,
         random: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._goal = goal
         self._settings = settings or MissionSettings()
         self._given = plan
         self._plan: Plan | None = None
         self._tickets = Tickets()
-        self._recovery = Recovery(self._settings.retry_delay, random)
+        recovery = Recovery(self._settings.retry_delay, random)
+        self._planning = Planning(
+            goal,
+            self._tickets,
+            self._settings,
+            recovery,
+            warn=self._warn,
+            fail=self._fail,
+            propose=self._propose,
+            reports=self.task_reports,
+        )
         self._flow = TaskFlow(
             self._tickets,
             self._settings,
-            self._recovery,
+            recovery,
             warn=self._warn,
             stop=self._fail,
             conclude=self._on_concluded,
         )
-        self._phase = Phase.BRIEF
+        self._phase = Phase.PLANNING
         self._is_started = False
         self._finish: Finish | None = None
-        self._brief = ""
-        self._why = ""
-        self._iteration = 1
-        self._commanders = 1
-        self._planners = 0
-        self._turns = {Role.COMMANDER: 0, Role.PLANNER: 0}
         self._proposals = 0
         self._seals = 0
         self._stagnation = Stagnation(self._settings.loop.stagnation)
         self._receipt: Receipt | None = None
         self._warnings: list[str] = []
-        self._retries = 0
 
     # --- what the runner calls ---
 
@@ -146,14 +160,17 @@ class MissionMachine:
         Raises:
             RuntimeError: The mission has been started.
         """
-        if self._is_started:
-            raise RuntimeError("the mission has been started before")
-        self._is_started = True
+        self._begin()
         if self._given is not None:
             self._propose(self._given)
         else:
-            self._ask_commander(commander_message(self._goal))
+            self._planning.begin()
         return self._tickets.flush()
+
+    def _begin(self) -> None:
+        if self._is_started:
+            raise RuntimeError("the mission has been started before")
+        self._is_started = True
 
     def handle(self, event: Event) -> list[Command]:
         """Take an event and return what is to be done.
@@ -177,6 +194,65 @@ class MissionMachine:
             self._on_end(work, event)
         return self._tickets.flush()
 
+    # --- after a restart ---
+
+    def record(self) -> dict[str, Any]:
+        """Return what has to be kept of the mission as a whole, in plain form."""
+        return {
+            "phase": self._phase.value,
+            "is_given": self._given is not None,
+            "proposals": self._proposals,
+            "stagnation": self._stagnation.plain(),
+            "planning": self._planning.record(),
+        }
+
+    def task_record(self, task_id: str) -> dict[str, Any]:
+        """Return what has to be kept of a task, in plain form.
+
+        Args:
+            task_id: The task.
+        """
+        return task_to_plain(self._flow.tasks[task_id])
+
+    def specs(self) -> tuple[TaskSpec, ...]:
+        """Return the tasks of all plans, without parts of tasks, in plan order."""
+        return tuple(task.spec for task in self._in_order() if task.parent is None)
+
+    def restore(self, record: MissionRecord) -> list[Command]:
+        """Go on where a mission of the same goal was interrupted, instead of ``start()``.
+
+        Orders that had not come back are given again; prompts have the same names as before.
+
+        Args:
+            record: What was written of it.
+
+        Raises:
+            RuntimeError: The mission has been started.
+        """
+        self._begin()
+        state = record.state
+        self._phase = Phase(state["phase"])
+        self._proposals = state["proposals"]
+        self._planning.restore(state["planning"])
+        self._stagnation = Stagnation.restore(self._settings.loop.stagnation, state["stagnation"])
+        if record.plan:
+            self._plan = Plan(record.plan)
+        if state["is_given"]:
+            self._given = self._plan
+        self._flow.restore(record.specs, record.parts, record.tasks)
+        match self._phase:
+            case Phase.PLANNING:
+                self._planning.resume()
+            case Phase.APPROVAL if self._plan is not None:
+                self._tickets.order(AskApproval(ticket=0, plan=self._plan))
+            case Phase.TASKS:
+                self._flow.resume()
+            case _:
+                self._check_whole()
+        return self._tickets.flush()
+
+    # --- what is known ---
+
     @property
     def finish(self) -> Finish | None:
         """How the mission ended; None while it runs."""
@@ -190,7 +266,7 @@ class MissionMachine:
     @property
     def iteration(self) -> int:
         """Which of its plans it is at, from 1."""
-        return self._iteration
+        return self._planning.iteration
 
     @property
     def plan(self) -> Plan | None:
@@ -215,7 +291,7 @@ class MissionMachine:
     @property
     def retries(self) -> int:
         """How many turns were asked again because one failed."""
-        return self._retries + self._flow.retries
+        return self._planning.retries + self._flow.retries
 
     @property
     def stale_events(self) -> int:
@@ -249,58 +325,12 @@ class MissionMachine:
     def _in_order(self) -> list[TrackedTask]:
         return sorted(self._flow.tasks.values(), key=lambda task: task.position)
 
-    # --- ordering work ---
-
-    def _ask_commander(self, message: str, delay: float = 0.0) -> None:
-        self._phase = Phase.BRIEF
-        self._ask(Role.COMMANDER, f"commander/{self._commanders}", message, Troubles(), delay)
-
-    def _ask_planner(self, message: str) -> None:
-        self._phase = Phase.PLAN
-        self._planners += 1
-        self._turns[Role.PLANNER] = 0
-        self._ask(Role.PLANNER, f"planner/{self._planners}", message, Troubles())
-
-    def _ask(
-        self, role: Role, session: str, message: str, troubles: Troubles, delay: float = 0.0
-    ) -> None:
-        self._turns[role] += 1
-        self._tickets.order(
-            Ask(
-                ticket=0,
-                session=session,
-                role=role,
-                message=message,
-                turn=self._turns[role],
-                delay=delay,
-                model=troubles.pick(self._settings.chain(role)),
-            ),
-            troubles=troubles,
-        )
-
-    def _warn(self, message: str) -> None:
-        self._warnings.append(message)
-        self._tickets.put(Warn(message=message))
-
-    def _fail(self, reason: str) -> None:
-        if self._why and self._phase in {Phase.BRIEF, Phase.PLAN}:
-            reason = f"{self._why}; and going on failed, since {reason}"
-        self._end(MissionOutcome.FAILED, reason)
-
-    def _end(self, outcome: MissionOutcome, reason: str) -> None:
-        if self._finish is None:
-            self._flow.end(reason)
-            self._tickets.clear()
-            self._phase = Phase.ENDED
-            self._finish = Finish(outcome=outcome, reason=reason)
-            self._tickets.put(self._finish)
-
     # --- what comes back ---
 
     def _on_end(self, work: OpenWork, event: Event) -> None:
         expected, what = _EXPECTED[type(event)]
-        if not isinstance(work.order, expected):
-            order = work.order
+        order = work.order
+        if not isinstance(order, expected):
             raise RuntimeError(  # noqa: TRY004  (not an argument of the wrong type)
                 f"ticket {order.ticket} is for {type(order).__name__}, not for {what}"
             )
@@ -309,10 +339,8 @@ class MissionMachine:
                 self._fail(f"the backend is gone: {describe(event)}")
             elif work.task is not None:
                 self._flow.on_answer(work, event)
-            elif self._phase is Phase.BRIEF:
-                self._on_brief(work, event)
             else:
-                self._on_plan(work, event)
+                self._planning.on_answer(work, event)
         elif isinstance(event, GatesFinished):
             if work.task is not None:
                 self._flow.on_gates(work, event)
@@ -323,93 +351,20 @@ class MissionMachine:
         elif isinstance(event, ApprovalGiven):
             self._on_approval(event)
 
-    def _again(self, work: OpenWork, event: AgentAnswered, role: Role) -> bool:
-        """Ask the same again as the recovery table says; whether that is done."""
-        ask = work.order
-        if not isinstance(ask, Ask):
-            return False
-        models = len(self._settings.chain(role))
-        remedy = self._recovery.decide(event, work.troubles, models=models)
-        if remedy.action in {Action.GIVE_UP, Action.STOP}:
-            return False
-        self._tickets.put(CloseSession(session=ask.session))
-        self._retries += 1
-        self._turns[role] = 0
-        if role is Role.COMMANDER:
-            self._commanders += 1
-            session = f"commander/{self._commanders}"
-        else:
-            self._planners += 1
-            session = f"planner/{self._planners}"
-        self._ask(role, session, ask.message, work.troubles, remedy.delay)
-        return True
+    def _warn(self, message: str) -> None:
+        self._warnings.append(message)
+        self._tickets.put(Warn(message=message))
 
-    def _on_brief(self, work: OpenWork, event: AgentAnswered) -> None:
-        if event.reason is not FinishReason.DONE:
-            if not self._again(work, event, Role.COMMANDER):
-                self._fail(f"the commander failed: {describe(event)}")
-            return
-        self._brief = event.text.strip()
-        if not self._brief:
-            self._warn("the commander's answer was empty; the plan is made from the goal")
-        try:
-            direct = parse_direct(event.text)
-        except PlanError as exc:
-            direct = None
-            self._warn(f"the commander's task cannot be used, so a plan is made: {exc}")
-        if direct is not None and direct.id not in self._flow.tasks:
-            self._propose(Plan((direct,)))
-        else:
-            self._ask_planner(planner_message(self._goal, self._brief, self._done()))
+    def _fail(self, reason: str) -> None:
+        self._end(MissionOutcome.FAILED, reason)
 
-    def _done(self) -> tuple[str, ...]:
-        """Return what is accepted already, one line each."""
-        return tuple(
-            f"{task.id}: {task.spec.title}"
-            for task in self._in_order()
-            if task.state is TaskState.ACCEPTED and task.parent is None
-        )
-
-    def _on_plan(self, work: OpenWork, event: AgentAnswered) -> None:
-        if event.reason is not FinishReason.DONE:
-            if not self._again(work, event, Role.PLANNER):
-                self._fail(f"the planner failed: {describe(event)}")
-            return
-        try:
-            if event.is_truncated:
-                raise PlanError("the answer is too long")
-            plan = parse_plan(event.text)
-            taken = [spec.id for spec in plan.tasks if self._is_accepted(spec.id)]
-            if taken:
-                raise PlanError(f"the ids {', '.join(taken)} are those of accepted tasks")
-        except PlanError as exc:
-            self._mend_plan(work, str(exc))
-            return
-        if isinstance(work.order, Ask):
-            self._tickets.put(CloseSession(session=work.order.session))
-        self._propose(plan)
-
-    def _is_accepted(self, task_id: str) -> bool:
-        task = self._flow.tasks.get(task_id)
-        return task is not None and task.state is TaskState.ACCEPTED
-
-    def _mend_plan(self, work: OpenWork, problem: str) -> None:
-        """Ask the planner again, in the same session as long as that helps."""
-        ask = work.order
-        models = len(self._settings.chain(Role.PLANNER))
-        remedy = self._recovery.remedy(ErrorClass.PARSE, work.troubles, models=models)
-        if not isinstance(ask, Ask) or remedy.action is Action.GIVE_UP:
-            self._fail(f"the planner gave no usable plan: {problem}")
-            return
-        self._warn(f"the planner's answer was no usable plan, asked again: {problem}")
-        if remedy.action is Action.REASK:
-            self._ask(Role.PLANNER, ask.session, repeat_message(problem), work.troubles)
-            return
-        self._tickets.put(CloseSession(session=ask.session))
-        self._planners += 1
-        self._turns[Role.PLANNER] = 0
-        message = planner_message(self._goal, self._brief, self._done())
-        self._ask(Role.PLANNER, f"planner/{self._planners}", message, work.troubles)
+    def _end(self, outcome: MissionOutcome, reason: str) -> None:
+        if self._finish is None:
+            self._flow.end(reason)
+            self._tickets.clear()
+            self._phase = Phase.ENDED
+            self._finish = Finish(outcome=outcome, reason=reason)
+            self._tickets.put(self._finish)
 
     # --- the plan ---
 
@@ -426,15 +381,15 @@ class MissionMachine:
         if event.is_approved and self._plan is not None:
             self._accept_plan(self._plan)
         elif event.note and self._given is None and self._proposals < _MAX_PROPOSALS:
-            brief = f"{self._brief}\n\nThe last plan was not approved: {event.note}"
-            self._ask_planner(planner_message(self._goal, brief, self._done()))
+            self._phase = Phase.PLANNING
+            self._planning.replan(event.note)
         else:
             why = f": {event.note}" if event.note else ""
             self._end(MissionOutcome.INTERRUPTED, f"the plan was not approved{why}")
 
     def _accept_plan(self, plan: Plan) -> None:
         self._phase = Phase.TASKS
-        self._tickets.put(PlanMade(plan=plan, iteration=self._iteration))
+        self._tickets.put(PlanMade(plan=plan, iteration=self._planning.iteration))
         self._flow.add_plan(plan)
         self._flow.start()
 
@@ -505,35 +460,22 @@ class MissionMachine:
         )
         return "the task was accepted" if number == 1 else f"all {number} tasks were accepted"
 
-    # --- once more ---
-
     def _continue(self, reason: str) -> None:
         """Let the commander decide how to go on, if that can lead anywhere."""
         tree = self._receipt.tree if self._receipt is not None else ""
         states = ",".join(f"{task.id}={task.state.value}" for task in self._in_order())
-        receipts = [task.receipt.tree for task in self._in_order() if task.receipt is not None]
+        trees = [task.receipt.tree for task in self._in_order() if task.receipt is not None]
         step = self._stagnation.observe(
-            Facts(tree=digest(tree, *receipts), evidence=digest(reason), state=digest(states))
+            Facts(tree=digest(tree, *trees), evidence=digest(reason), state=digest(states))
         )
         if self._given is not None:  # a plan that was given is never made anew
             self._fail(reason)
         elif step is Step.STOP:
             self._fail(f"stagnation: plans change nothing any more; {reason}")
-        elif self._iteration >= self._settings.loop.iterations:
+        elif self._planning.iteration >= self._settings.loop.iterations:
             self._fail(reason)
         else:
-            self._iteration += 1
-            self._why = reason
-            if step is Step.CHANGE:
-                self._tickets.put(CloseSession(session=f"commander/{self._commanders}"))
-                self._commanders += 1
-                self._turns[Role.COMMANDER] = 0
-            self._ask_commander(
-                continuation_message(
-                    self._goal,
-                    [task.report() for task in self._in_order() if task.parent is None],
-                    reason,
-                    self._iteration,
-                    is_stagnant=step is not Step.NONE,
-                )
+            self._phase = Phase.PLANNING
+            self._planning.again(
+                reason, is_stagnant=step is not Step.NONE, is_changed=step is Step.CHANGE
             )

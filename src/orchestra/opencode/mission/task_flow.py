@@ -12,21 +12,25 @@ The table of what a task may do is in `transitions`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
 
 from attrs import evolve
 
 from orchestra.errors import PlanError
 from orchestra.events import FinishReason
 from orchestra.opencode.mission.answers import VerdictError, parse_split, parse_verdict
+from orchestra.opencode.mission.asks import (
+    reviewer_ask,
+    unit_gates,
+    worker_ask,
+    worker_session,
+)
 from orchestra.opencode.mission.failures import describe, explain
 from orchestra.opencode.mission.messages import (
     CHANGED_STRATEGY,
     repeat_message,
-    reviewer_message,
     stagnation_note,
-    worker_message,
 )
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
@@ -36,11 +40,11 @@ from orchestra.opencode.mission.orders import (
     GatesFinished,
     Integrate,
     Integrated,
-    RunGates,
     TaskAdded,
     TaskHeld,
     TaskMoved,
 )
+from orchestra.opencode.mission.plain import fill_task
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskMode, TaskSpec
 from orchestra.opencode.mission.recovery import Action, ErrorClass, Recovery, Remedy, Troubles
 from orchestra.opencode.mission.report import Receipt, TaskState
@@ -162,14 +166,71 @@ class TaskFlow:
             if part.state is TaskState.WAITING and part.open_dependencies == 0:
                 self._make_ready(part)
 
+    # --- after a restart ---
+
+    def restore(
+        self,
+        specs: Sequence[TaskSpec],
+        parts: Sequence[tuple[TaskSpec, str]],
+        records: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Take over the tasks of a mission that was interrupted, as they were.
+
+        Args:
+            specs: The tasks of its plans.
+            parts: The tasks that race for one of these, or are a part of it, with its id.
+            records: What was written of each task.
+        """
+        for position, spec in enumerate(specs):
+            self.tasks[spec.id] = self._track(spec, position)
+        for spec, name in parts:
+            parent = self.tasks[name]
+            self.tasks[spec.id] = part = self._track(spec, parent.position, parent)
+            parent.parts.append(part)
+        for name, task in self.tasks.items():
+            if name in records:
+                fill_task(task, records[name], self._settings.loop.stagnation)
+        for task in self.tasks.values():
+            if task.state is TaskState.WAITING:
+                self._link(task)
+            if task.parent is None and task.state not in OVER:
+                self._unfinished += 1
+
+    def resume(self) -> None:
+        """Order again what was under way; the same prompts under the same names."""
+        tasks = sorted(self.tasks.values(), key=lambda task: task.position)
+        for task in tasks:
+            files = self._files_of(task)
+            is_held = task.state is TaskState.READY and task.is_session_fresh
+            if files is not None and not is_held and task.state not in {TaskState.WAITING, *OVER}:
+                files.hold(task.id, task.spec.files)
+        for task in tasks:
+            self._resume(task)
+        self._conclude()
+
+    def _resume(self, task: TrackedTask) -> None:
+        match task.state:
+            case TaskState.WAITING if task.open_dependencies == 0:
+                self._make_ready(task)
+            case TaskState.READY if task.is_session_fresh:
+                self._try_work(task)
+            case TaskState.READY:
+                self._order_work(task, task.round + 1)
+            case TaskState.WORKING:
+                self._order_work(task, task.round)
+            case TaskState.CHECKING:
+                self._order_gates(task)
+            case TaskState.REVIEWING:
+                self._ask_reviewer(task)
+            case TaskState.MERGING:
+                self._merge(task)
+            case _:
+                pass
+
     # --- what comes back ---
 
     def on_started(self, work: OpenWork) -> None:
-        """A worker got its slot: its round begins.
-
-        Args:
-            work: What started.
-        """
+        """A worker got its slot: its round begins."""
         task = work.task
         if task is not None and task.state is TaskState.READY:
             task.round += 1
@@ -182,7 +243,7 @@ class TaskFlow:
             work: What was asked.
             event: How it ended.
         """
-        task, ask = _parts_of(work)
+        task, ask = work.of_task, work.of_ask
         task.usage += event.usage
         if ask.role is Role.WORKER:
             self._on_work(task, event)
@@ -238,28 +299,15 @@ class TaskFlow:
         return True
 
     def _check(self, task: TrackedTask) -> None:
-        permitted, refused = self._settings.sort_commands(task.spec.acceptance)
         self._move(task, TaskState.CHECKING)
-        self._tickets.order(
-            RunGates(
-                ticket=0,
-                stage="unit",
-                commands=permitted,
-                refused=refused,
-                task_id=task.id,
-                round=task.round,
-            ),
-            task,
-        )
+        self._order_gates(task)
+
+    def _order_gates(self, task: TrackedTask) -> None:
+        self._tickets.order(unit_gates(task, self._settings), task)
 
     def on_gates(self, work: OpenWork, event: GatesFinished) -> None:
-        """A task's gates have run.
-
-        Args:
-            work: What was ordered.
-            event: What they have shown.
-        """
-        task = _task_of(work)
+        """A task's gates have run."""
+        task = work.of_task
         task.receipt = event.receipt
         task.commands = event.receipt.commands
         task.evidence = event.evidence
@@ -280,21 +328,7 @@ class TaskFlow:
         self._ask_reviewer(task)
 
     def _ask_reviewer(self, task: TrackedTask, delay: float = 0.0) -> None:
-        self._tickets.order(
-            Ask(
-                ticket=0,
-                session=f"reviewer/{task.id}/{task.reviews}",
-                role=Role.REVIEWER,
-                message=reviewer_message(task.spec, task.round, task.summary, task.evidence),
-                task_id=task.id,
-                round=task.round,
-                delay=delay,
-                model=task.review_troubles.pick(self._settings.chain(Role.REVIEWER)),
-                priority=task.spec.priority,
-            ),
-            task,
-            task.review_troubles,
-        )
+        self._tickets.order(reviewer_ask(task, self._settings, delay), task, task.review_troubles)
 
     def _on_review(self, work: OpenWork, task: TrackedTask, ask: Ask, event: AgentAnswered) -> None:
         models = len(self._settings.chain(Role.REVIEWER))
@@ -342,9 +376,9 @@ class TaskFlow:
 
     def _merge(self, task: TrackedTask) -> None:
         if task.is_racing and task.parent is not None:
-            others = [part for part in task.parent.parts if part is not task]
-            if any(part.state is TaskState.MERGING for part in others):
-                return  # the other one was accepted first; it is this one's turn if that fails
+            if task.parent.merging:
+                return  # another one was accepted first; it is this one's turn if that fails
+            task.parent.merging = task.id
         self._tickets.order(
             Integrate(
                 ticket=0, task_id=task.id, receipt=task.receipt or Receipt(), round=task.round
@@ -353,13 +387,8 @@ class TaskFlow:
         )
 
     def on_integrated(self, work: OpenWork, event: Integrated) -> None:
-        """A task's change was taken over, or was not.
-
-        Args:
-            work: What was ordered.
-            event: What became of it.
-        """
-        task = _task_of(work)
+        """A task's change was taken over, or was not."""
+        task, parent = work.of_task, work.of_task.parent
         if not event.problem and not event.is_moved:
             self._accept(task)
             return
@@ -367,14 +396,13 @@ class TaskFlow:
             task.merges += 1
             self._check(task)
         else:
-            self._send_back(
-                task, (event.problem or "the files keep changing under the check",), None
-            )
-        if task.is_racing and task.parent is not None:
-            for part in task.parent.parts:
-                if part.state is TaskState.MERGING:
-                    self._merge(part)
-                    break
+            problem = event.problem or "the files keep changing under the check"
+            self._send_back(task, (problem,), None)
+        if parent is not None and parent.merging:
+            parent.merging = ""
+            waiting = [part for part in parent.parts if part.state is TaskState.MERGING]
+            if waiting and parent.state not in OVER:
+                self._merge(waiting[0])
 
     # --- once more ---
 
@@ -474,31 +502,11 @@ class TaskFlow:
         self._order_work(task, task.round + 1, delay)
 
     def _order_work(self, task: TrackedTask, round_: int, delay: float = 0.0) -> None:
-        self._tickets.order(
-            Ask(
-                ticket=0,
-                session=self._session(task),
-                role=Role.WORKER,
-                message=worker_message(
-                    task.spec, round_, task.sent_back, task.note, may_split=task.may_split
-                ),
-                task_id=task.id,
-                round=round_,
-                turn=task.turns,
-                delay=delay,
-                model=task.troubles.pick(self._settings.chain(Role.WORKER)),
-                priority=task.spec.priority,
-            ),
-            task,
-        )
-
-    @staticmethod
-    def _session(task: TrackedTask) -> str:
-        return f"worker/{task.id}/{task.sessions}"
+        self._tickets.order(worker_ask(task, self._settings, round_, delay), task)
 
     def _close_worker(self, task: TrackedTask) -> None:
         if not task.is_session_fresh:
-            self._tickets.put(CloseSession(session=self._session(task)))
+            self._tickets.put(CloseSession(session=worker_session(task)))
             task.is_session_fresh = True
 
     # --- the end of a task ---
@@ -585,15 +593,3 @@ class TaskFlow:
                 self._move(task, TaskState.FAILED, reason)
             else:
                 self._move(task, TaskState.SKIPPED, "the mission ended before")
-
-
-def _task_of(work: OpenWork) -> TrackedTask:
-    if work.task is None:
-        raise RuntimeError("the work is not about a task")
-    return work.task
-
-
-def _parts_of(work: OpenWork) -> tuple[TrackedTask, Ask]:
-    if not isinstance(work.order, Ask):
-        raise RuntimeError(f"ticket {work.order.ticket} is not for an agent")  # noqa: TRY004
-    return _task_of(work), work.order

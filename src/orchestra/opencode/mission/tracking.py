@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from orchestra.events import Usage
-from orchestra.opencode.mission.orders import Order
+from orchestra.opencode.mission.orders import Ask, Order
 from orchestra.opencode.mission.plan import TaskSpec
 from orchestra.opencode.mission.recovery import Troubles
 from orchestra.opencode.mission.report import CommandResult, Receipt, TaskReport, TaskState
@@ -28,6 +28,7 @@ class TrackedTask:
         parts: The tasks that race for it, or do a piece of it.
         depth: How many parents it has.
         part_files: Who holds which file among its parts.
+        merging: The one of those that race for it whose change is being taken over.
         state: How far it is.
         round: The round it is in, or was in last; 0 before the first.
         sessions: How many worker sessions it has had.
@@ -56,6 +57,7 @@ class TrackedTask:
     parts: list[TrackedTask] = field(factory=list)
     depth: int = 0
     part_files: WriteSets = field(factory=WriteSets)
+    merging: str = ""
     state: TaskState = TaskState.WAITING
     round: int = 0
     sessions: int = 0
@@ -116,3 +118,17 @@ class OpenWork:
     order: Order
     task: TrackedTask | None = None
     troubles: Troubles = field(factory=Troubles)
+
+    @property
+    def of_task(self) -> TrackedTask:
+        """The task; that there is none is a mistake of ours."""
+        if self.task is None:
+            raise RuntimeError("the work is not about a task")
+        return self.task
+
+    @property
+    def of_ask(self) -> Ask:
+        """What was asked; that nothing was is a mistake of ours."""
+        if not isinstance(self.order, Ask):
+            raise RuntimeError(f"ticket {self.order.ticket} is not for an agent")  # noqa: TRY004
+        return self.order
