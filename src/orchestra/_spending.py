@@ -62,11 +62,10 @@ class Office:
 
     def settle(self, hold: Hold, actual: Amount) -> bool:
         """Settle a hold; see ``Reservation.settle``."""
-        if not self.core.settle(hold, actual):
-            return False
-        self.tell(hold.account, BudgetAction.SETTLED, hold.id, actual.or_more(hold.used))
-        self.serve(self.desks[hold.account.path].line)
-        return True
+        is_first = self.core.settle(hold, actual)
+        if is_first:
+            self._ended(hold, BudgetAction.SETTLED, actual.or_more(hold.used))
+        return is_first
 
     def settle_id(self, account: Account, name: str, actual: Amount) -> bool:
         """Settle by id; see ``Budget.settle``."""
@@ -82,19 +81,23 @@ class Office:
     def release(self, hold: Hold) -> None:
         """Release a hold; see ``Reservation.release``."""
         if self.core.release(hold):
-            self.tell(hold.account, BudgetAction.RELEASED, hold.id, hold.used)
-            self.serve(self.desks[hold.account.path].line)
+            self._ended(hold, BudgetAction.RELEASED, hold.used)
 
     def undo(self, hold: Hold) -> None:
         """Take back a hold whose task was cancelled before it could know of it."""
         self.core.undo(hold)
-        self.tell(hold.account, BudgetAction.RELEASED, hold.id, hold.used)
+        self._ended(hold, BudgetAction.RELEASED, hold.used)
+
+    def _ended(self, hold: Hold, action: BudgetAction, amount: Amount) -> None:
+        self.tell(hold.account, action, hold.id, amount)
         self.serve(self.desks[hold.account.path].line)
 
     def serve(self, desks: Iterable[Desk]) -> None:
         """Let in whom these desks can let in now, and tell what has happened."""
         unserved = self._unserved
-        unserved.extend(desk for desk in desks if desk.queue.order.size)
+        for desk in desks:
+            if desk.queue.order.size:
+                unserved.append(desk)
         while unserved:
             unserved.popleft().serve()
         self.deliver()

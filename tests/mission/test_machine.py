@@ -23,6 +23,7 @@ from orchestra.opencode.mission.orders import (
     Ask,
     AskApproval,
     Cancel,
+    CheckPlan,
     CloseSession,
     Command,
     Discard,
@@ -32,6 +33,7 @@ from orchestra.opencode.mission.orders import (
     Integrate,
     Integrated,
     Order,
+    PlanChecked,
     PlanMade,
     RunGates,
     StopRequested,
@@ -76,18 +78,30 @@ class Driver:
     """Plays the runner: keeps what the machine ordered and answers it."""
 
     def __init__(
-        self, *tasks: TaskSpec, settings: MissionSettings | None = None, goal: str = "the goal"
+        self,
+        *tasks: TaskSpec,
+        settings: MissionSettings | None = None,
+        goal: str = "the goal",
+        refusals: Iterable[str] = (),
     ) -> None:
         plan = Plan(tasks) if tasks else None
         self.machine = MissionMachine(goal, settings=settings, plan=plan, random=lambda: 0.0)
         self.log: list[Command] = []
         self.open: dict[int, Order] = {}
         self.trees = 0
+        self.refusals = list(refusals)
         self.take(self.machine.start())
 
     def take(self, commands: list[Command]) -> None:
         self.log.extend(commands)
         for command in commands:
+            if isinstance(command, CheckPlan) and not self.refusals:
+                self.send(PlanChecked(ticket=command.ticket, plan=command.plan))
+                continue
+            if isinstance(command, CheckPlan):
+                problem = self.refusals.pop()
+                self.send(PlanChecked(ticket=command.ticket, plan=command.plan, problem=problem))
+                continue
             if isinstance(command, Order):
                 self.open[command.ticket] = command
             if isinstance(command, Cancel):
@@ -587,7 +601,7 @@ def test_misuse() -> None:
     machine.start()
     with pytest.raises(RuntimeError, match="started before"):
         machine.start()
-    with pytest.raises(RuntimeError, match="is for Ask, not for gates"):
+    with pytest.raises(RuntimeError, match="is for CheckPlan, not for gates"):
         machine.handle(GatesFinished(ticket=1, receipt=Receipt()))
 
 
@@ -687,6 +701,7 @@ class Play:
         self.driver = Driver.__new__(Driver)
         self.driver.machine = MissionMachine("the goal", settings=self.rules, random=lambda: 0.0)
         self.driver.log, self.driver.open, self.driver.trees = [], {}, old.trees
+        self.driver.refusals = []
         self.checked = 0
         self.tickets = set()
         under_way = {each.key for each in old.open.values() if isinstance(each, Ask)}
@@ -1175,6 +1190,27 @@ def test_plan_waits_for_approval() -> None:
     driver.accept("b")
     driver.check_whole()
     assert driver.finish.outcome is MissionOutcome.ACCEPTED
+
+
+def test_plan_that_is_refused_is_made_again() -> None:
+    """The planner hears why, in its session; a plan that was given ends the mission."""
+    driver = Driver(refusals=["it deletes everything"])
+    driver.answer(Role.COMMANDER, "brief")
+    first = driver.answer(Role.PLANNER, plan_text({"id": "a"}))
+    second = driver.answer(Role.PLANNER, plan_text({"id": "b"}))
+    assert first.session == second.session
+    assert "it deletes everything" in second.message
+    assert CloseSession(session=first.session) in driver.log
+    assert list(driver.machine.states()) == ["b"]
+    driver = Driver(spec("a"), refusals=["no"])
+    assert driver.finish.reason == "the plan was refused: no"
+
+
+def test_task_of_the_commander_that_is_refused_leads_to_a_plan() -> None:
+    """Then the planner is asked after all."""
+    driver = Driver(refusals=["no"])
+    driver.answer(Role.COMMANDER, '{"task": {"id": "a", "title": "a"}}')
+    assert driver.ask(Role.PLANNER).turn == 1
 
 
 def test_refused_plan_ends_the_mission() -> None:

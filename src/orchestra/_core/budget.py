@@ -241,12 +241,13 @@ class BudgetTree:
             wrap_up: Whether it may use what is kept for wrap-up.
         """
         hold = self.open[name] = Hold(name, account, ask, wrap_up=wrap_up)
-        self._token_overruns.expect(ask.tokens)
-        self._micro_overruns.expect(ask.microdollars)
+        tokens, micros = ask.tokens, ask.microdollars
+        self._token_overruns.expect(tokens)
+        self._micro_overruns.expect(micros)
         for each in account.line:
             each.count += 1
-            each.tokens.held += ask.tokens
-            each.micros.held += ask.microdollars
+            each.tokens.held += tokens
+            each.micros.held += micros
         return hold
 
     def record(self, hold: Hold, so_far: Amount) -> bool:
@@ -346,11 +347,17 @@ class BudgetTree:
     def _close(self, hold: Hold, actual: Amount) -> None:
         hold.is_open = False
         del self.open[hold.id]
-        self._hold_anew(hold, NOTHING)
+        held, hold.held = hold.held, NOTHING
+        held_tokens, held_micros = held.tokens, held.microdollars
+        spent_tokens, spent_micros = actual.tokens, actual.microdollars
         for each in hold.account.line:
             each.count -= 1
-            each.tokens.spent += actual.tokens
-            each.micros.spent += actual.microdollars
+            meter = each.tokens
+            meter.held -= held_tokens
+            meter.spent += spent_tokens
+            meter = each.micros
+            meter.held -= held_micros
+            meter.spent += spent_micros
 
     def _hold_anew(self, hold: Hold, amount: Amount) -> None:
         tokens = amount.tokens - hold.held.tokens

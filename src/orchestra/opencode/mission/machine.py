@@ -25,12 +25,14 @@ from orchestra.opencode.mission.orders import (
     ApprovalGiven,
     Ask,
     AskApproval,
+    CheckPlan,
     Command,
     Event,
     Finish,
     GatesFinished,
     Integrate,
     Integrated,
+    PlanChecked,
     PlanMade,
     RunGates,
     StopRequested,
@@ -64,6 +66,7 @@ _EXPECTED: Mapping[type[Event], tuple[type, str]] = {
     AgentAnswered: (Ask, "an agent"),
     GatesFinished: (RunGates, "gates"),
     Integrated: (Integrate, "a merge"),
+    PlanChecked: (CheckPlan, "a check of a plan"),
     ApprovalGiven: (AskApproval, "an approval"),
 }
 
@@ -237,10 +240,12 @@ class MissionMachine:
         self._stagnation = Stagnation.restore(self._settings.loop.stagnation, state["stagnation"])
         if record.plan:
             self._plan = Plan(record.plan)
-        if state["is_given"]:
+        if state["is_given"] and self._plan is not None:
             self._given = self._plan
         self._flow.restore(record.specs, record.parts, record.tasks)
         match self._phase:
+            case Phase.PLANNING if self._given is not None:
+                self._propose(self._given)
             case Phase.PLANNING:
                 self._planning.resume()
             case Phase.APPROVAL if self._plan is not None:
@@ -348,6 +353,8 @@ class MissionMachine:
                 self._on_whole(event)
         elif isinstance(event, Integrated):
             self._flow.on_integrated(work, event)
+        elif isinstance(event, PlanChecked):
+            self._on_checked(event)
         elif isinstance(event, ApprovalGiven):
             self._on_approval(event)
 
@@ -369,13 +376,23 @@ class MissionMachine:
     # --- the plan ---
 
     def _propose(self, plan: Plan) -> None:
-        self._plan = plan
+        self._tickets.order(CheckPlan(ticket=0, plan=plan))
+
+    def _on_checked(self, event: PlanChecked) -> None:
+        if event.problem:
+            if self._given is None:
+                self._planning.refuse(event.problem)
+            else:
+                self._fail(f"the plan was refused: {event.problem}")
+            return
+        self._planning.settle()
+        self._plan = event.plan
         if self._settings.must_approve:
             self._phase = Phase.APPROVAL
             self._proposals += 1
-            self._tickets.order(AskApproval(ticket=0, plan=plan))
+            self._tickets.order(AskApproval(ticket=0, plan=event.plan))
         else:
-            self._accept_plan(plan)
+            self._accept_plan(event.plan)
 
     def _on_approval(self, event: ApprovalGiven) -> None:
         if event.is_approved and self._plan is not None:

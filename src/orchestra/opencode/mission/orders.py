@@ -17,6 +17,7 @@ __all__ = (
     "Ask",
     "AskApproval",
     "Cancel",
+    "CheckPlan",
     "CloseSession",
     "Command",
     "Discard",
@@ -26,6 +27,7 @@ __all__ = (
     "Integrate",
     "Integrated",
     "Order",
+    "PlanChecked",
     "PlanMade",
     "RunGates",
     "StopRequested",
@@ -88,6 +90,21 @@ class Integrated:
 
 
 @frozen(kw_only=True)
+class PlanChecked:
+    """What the mission's steps made of a plan.
+
+    Attributes:
+        ticket: The order.
+        plan: The plan, possibly changed.
+        problem: Why it cannot be carried out; empty when it can.
+    """
+
+    ticket: int
+    plan: Plan
+    problem: str = ""
+
+
+@frozen(kw_only=True)
 class ApprovalGiven:
     """Somebody has decided about the plan; ``note`` says what to change."""
 
@@ -105,7 +122,13 @@ class StopRequested:
 
 
 Event: TypeAlias = (
-    WorkStarted | AgentAnswered | GatesFinished | Integrated | ApprovalGiven | StopRequested
+    WorkStarted
+    | AgentAnswered
+    | GatesFinished
+    | Integrated
+    | PlanChecked
+    | ApprovalGiven
+    | StopRequested
 )
 
 
@@ -162,6 +185,14 @@ class Integrate:
     task_id: str
     receipt: Receipt
     round: int = 0
+
+
+@frozen(kw_only=True)
+class CheckPlan:
+    """Show the plan to those who may change or refuse it."""
+
+    ticket: int
+    plan: Plan
 
 
 @frozen(kw_only=True)
@@ -242,7 +273,7 @@ class Finish:
     reason: str
 
 
-Order: TypeAlias = Ask | RunGates | Integrate | AskApproval
+Order: TypeAlias = Ask | RunGates | Integrate | CheckPlan | AskApproval
 """A command whose end comes back as an event with its ticket."""
 
 Command: TypeAlias = (

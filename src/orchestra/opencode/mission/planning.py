@@ -62,6 +62,7 @@ class Planning:
         self._on_failed = fail
         self._propose = propose
         self._reports = reports
+        self._proposal: OpenWork | None = None
         self._is_planner_asked = False
         self._is_stagnant = False
         self._brief = ""
@@ -187,6 +188,7 @@ class Planning:
             if direct is not None:
                 plan = Plan((direct,))
                 self._refuse_accepted(plan)
+                self._proposal = None
                 self._propose(plan)
                 return
         except PlanError as exc:
@@ -202,8 +204,27 @@ class Planning:
         except PlanError as exc:
             self._mend(work, str(exc))
             return
-        self._tickets.put(CloseSession(session=work.of_ask.session))
+        self._proposal = work
         self._propose(plan)
+
+    def settle(self) -> None:
+        """The plan that was proposed is taken: the planner is not needed any more."""
+        work, self._proposal = self._proposal, None
+        if work is not None:
+            self._tickets.put(CloseSession(session=work.of_ask.session))
+
+    def refuse(self, problem: str) -> None:
+        """The plan that was proposed cannot be carried out: ask for a better one.
+
+        Args:
+            problem: Why.
+        """
+        work, self._proposal = self._proposal, None
+        if work is not None:
+            self._mend(work, problem)
+        else:  # it was the commander's own
+            self._warn(f"the commander's task cannot be used, so a plan is made: {problem}")
+            self._ask_planner(Troubles())
 
     def _refuse_accepted(self, plan: Plan) -> None:
         accepted = {task.id for task in self._reports() if task.state is TaskState.ACCEPTED}

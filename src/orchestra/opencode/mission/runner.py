@@ -65,6 +65,7 @@ from orchestra.opencode.mission.orders import (
     ApprovalGiven,
     Ask,
     AskApproval,
+    CheckPlan,
     CloseSession,
     Command,
     Event,
@@ -72,6 +73,7 @@ from orchestra.opencode.mission.orders import (
     GatesFinished,
     Integrate,
     Integrated,
+    PlanChecked,
     PlanMade,
     RunGates,
     StopRequested,
@@ -349,6 +351,8 @@ class Mission(AsyncContextManagerMixin):
             work.start_soon(self._run_gates, command)
         elif isinstance(command, Integrate):
             self._post(Integrated(ticket=command.ticket))
+        elif isinstance(command, CheckPlan):
+            self._post(PlanChecked(ticket=command.ticket, plan=command.plan))
         elif isinstance(command, AskApproval):
             self._post(ApprovalGiven(ticket=command.ticket, is_approved=True))
         elif isinstance(command, CloseSession):
