@@ -16,15 +16,13 @@ from orchestra.events import Usage
 
 __all__ = ("Price", "PriceList", "UnknownPrice")
 
-_Dollars: TypeAlias = float | Decimal
 
-
-def _price(_instance: object, attribute: Attribute[_Dollars], value: object) -> None:
+def _price(_instance: object, attribute: Attribute[float | Decimal], value: object) -> None:
     microdollars(attribute.name, value)
 
 
 def _optional_price(
-    _instance: object, attribute: Attribute[_Dollars | None], value: object
+    _instance: object, attribute: Attribute[float | Decimal | None], value: object
 ) -> None:
     if value is not None:
         microdollars(attribute.name, value)
@@ -50,11 +48,11 @@ class Price:
         ValueError: A price is negative or not finite.
     """
 
-    input: _Dollars = field(validator=_price)
-    output: _Dollars = field(validator=_price)
-    cache_read: _Dollars | None = field(default=None, validator=_optional_price)
-    cache_write: _Dollars | None = field(default=None, validator=_optional_price)
-    reasoning: _Dollars | None = field(default=None, validator=_optional_price)
+    input: float | Decimal = field(validator=_price)
+    output: float | Decimal = field(validator=_price)
+    cache_read: float | Decimal | None = field(default=None, validator=_optional_price)
+    cache_write: float | Decimal | None = field(default=None, validator=_optional_price)
+    reasoning: float | Decimal | None = field(default=None, validator=_optional_price)
 
     def cost(self, usage: Usage) -> Amount:
         """Return what was used, in tokens of every kind and in money.
@@ -75,7 +73,7 @@ class Price:
         return Amount(tokens=_tokens(usage), microdollars=math.ceil(exact))
 
 
-def _rate(usual: _Dollars, own: _Dollars | None = None) -> Fraction:
+def _rate(usual: float | Decimal, own: float | Decimal | None = None) -> Fraction:
     return Fraction(str(usual if own is None else own))
 
 
