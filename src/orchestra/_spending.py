@@ -8,7 +8,6 @@ task, and who waits for room in the mission is not overtaken by any.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, Final, final
@@ -50,7 +49,6 @@ class Office:
         self.desks: dict[str, Desk] = {}
         self._is_told = listener is not None
         self._teller: Final[Teller[BudgetChanged]] = Teller(listener)
-        self._unserved: Final[deque[Desk]] = deque()
         for account in core.accounts.values():
             self.add(account)
 
@@ -94,17 +92,10 @@ class Office:
 
     def serve(self, desks: Iterable[Desk]) -> None:
         """Let in whom these desks can let in now, and tell what has happened."""
-        unserved = self._unserved
         for desk in desks:
             if desk.queue.order.size:
-                unserved.append(desk)
-        while unserved:
-            unserved.popleft().serve()
+                desk.serve()
         self.deliver()
-
-    def passed(self, desk: Desk) -> None:
-        """Look at a desk once more: somebody went past its queue, so another may be next."""
-        self._unserved.append(desk)
 
     def tell(self, account: Account, action: BudgetAction, name: str, amount: Amount) -> None:
         """Keep an event until `deliver`."""
@@ -307,7 +298,6 @@ class Request:
         for each in desk.line:
             if each.queue.order.size and each is not here:
                 each.queue.let_pass(self._priority, self)
-                desk.office.passed(each)
 
     def move(self, here: Desk, there: Desk) -> None:
         """Go from the head of one queue to the end of another."""
@@ -409,8 +399,8 @@ class Reservation:
             so_far: What was used altogether, not since the last call.
 
         Returns:
-            False when there is no room for one more such step, or the reservation has ended: the
-            work shall stop.
+            Whether there is room for one more such step; if not, or if the reservation has ended,
+            the work shall stop.
         """
         return self._office.core.record(self._hold, so_far)
 

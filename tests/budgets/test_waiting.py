@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import anyio
@@ -196,6 +197,16 @@ async def test_errors_that_were_seen_are_expected_again() -> None:
         budget.reserve_nowait(tokens(100))
 
 
+async def test_work_that_was_thought_to_be_free_can_err() -> None:
+    """Where an estimate was 0 there is no share to go by: the worst that was seen is expected."""
+    budget = Budget(tokens=100)
+    budget.reserve_nowait(tokens(0)).settle(tokens(30))
+    budget.reserve_nowait(tokens(0))
+    with pytest.raises(WouldBlock):
+        budget.reserve_nowait(tokens(50))
+    budget.reserve_nowait(tokens(40))
+
+
 # ---- refusals ----
 
 
@@ -361,6 +372,24 @@ async def test_cancelled_in_the_moment_of_the_grant(*, is_cancelled_first: bool)
             await settle()
         assert lucky.is_in
     assert budget.statistics().held == tokens(10)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_native_cancellation_in_the_moment_of_the_grant() -> None:
+    """An asyncio task that is cancelled after the grant, before it runs, gives to the next one."""
+    budget = Budget(tokens=10, margin=0)
+    holder = await budget.reserve(tokens(10))
+    unlucky = asyncio.create_task(budget.reserve(tokens(10)))
+    await settle()
+    lucky = asyncio.create_task(budget.reserve(tokens(10)))
+    await settle()
+    holder.settle(tokens(0))
+    unlucky.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await unlucky
+    assert (await lucky).is_open
+    assert budget.statistics().held == tokens(10)
+    assert budget.statistics().reservations == 1
 
 
 async def test_a_block_that_is_cancelled_gives_back() -> None:
