@@ -98,6 +98,20 @@ async def test_urgent_requests_go_first() -> None:
             holder = asker.got
 
 
+async def test_urgent_newcomers_pass_a_waiter_four_times() -> None:
+    """HIGH requests that fit go past a NORMAL one that does not, but not for ever."""
+    budget = Budget(tokens=20, margin=0)
+    await budget.reserve(tokens(5))
+    large = Asker(budget, tokens(18))
+    async with anyio.create_task_group() as tasks:
+        await start(tasks, large)
+        for _ in range(4):
+            budget.reserve_nowait(tokens(1), priority=Priority.HIGH).release()
+        with pytest.raises(WouldBlock):
+            budget.reserve_nowait(tokens(1), priority=Priority.HIGH)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_full_task_does_not_hold_up_another() -> None:
     """Who waits for room in one child does not keep a sibling's request from the parent's room."""
     mission = Budget(tokens=100, margin=0)
