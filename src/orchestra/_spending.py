@@ -22,7 +22,7 @@ from orchestra._waiting import Order, WaitQueue, checkpoint, park
 from orchestra.errors import BudgetExceededError
 from orchestra.events import BudgetAction, BudgetChanged
 
-__all__ = ("Desk", "Office", "Request", "Reservation", "reservation_of")
+__all__ = ("Desk", "Office", "Request", "Reservation", "ended_error", "reservation_of")
 
 
 @final
@@ -36,6 +36,7 @@ class Office:
 
     Attributes:
         desks: One for each account, by path.
+        awaited: The ids for which somebody waits.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Office:
         self.core: Final = core
         self.clock: Final = clock
         self.desks: dict[str, Desk] = {}
+        self.awaited: set[str] = set()
         self._is_told = listener is not None
         self._teller: Final[Teller[BudgetChanged]] = Teller(listener)
         for account in core.accounts.values():
@@ -205,6 +207,7 @@ class Request:
 
         Raises:
             BudgetExceededError: It can never fit, or the time is over.
+            ValueError: Its id was settled while it waited.
         """
         obstacle = self.admit()
         if obstacle is None:
@@ -215,11 +218,18 @@ class Request:
                 self._desk.office.undo(hold)
                 raise
             return hold
-        while obstacle is not None:
-            await self._wait(obstacle)
-            if self._hold is not None:
-                break
-            obstacle = self.admit()  # the time is over, or was extended meanwhile
+        office, name = self._desk.office, self._name or ""
+        office.awaited.add(name)
+        try:
+            while obstacle is not None:
+                await self._wait(obstacle)
+                # Without a hold the time is over, or was extended meanwhile.
+                obstacle = self.admit() if self._hold is None else None
+        finally:
+            office.awaited.discard(name)
+        if office.core.was_told(name):
+            office.undo(self.taken)
+            raise ended_error(name)
         return self.taken
 
     async def _wait(self, obstacle: Desk) -> None:
@@ -433,6 +443,11 @@ def reservation_of(office: Office, hold: Hold) -> Reservation:
     reservation._hold = hold
     reservation.id = hold.id
     return reservation
+
+
+def ended_error(name: str) -> ValueError:
+    """Return what meets a request whose id was used up."""
+    return ValueError(f"reservation {name!r} has ended; give new work an id of its own")
 
 
 def _time_is_over(account: Account, now: float, *, wrap_up: bool) -> BudgetExceededError:

@@ -19,7 +19,7 @@ from orchestra._core.cost_tree import CostTree, cost_tree
 from orchestra._core.estimates import CostEstimator
 from orchestra._core.prices import Price, PriceList, UnknownPrice
 from orchestra._core.waiters import Priority
-from orchestra._spending import Desk, Office, Request, Reservation, reservation_of
+from orchestra._spending import Desk, Office, Request, Reservation, ended_error, reservation_of
 from orchestra._waiting import checkpoint
 from orchestra.events import BudgetChanged
 
@@ -209,7 +209,7 @@ class Budget:
 
         Raises:
             BudgetExceededError: It can never fit, or the time is over.
-            ValueError: The id is that of work that has ended.
+            ValueError: The id is that of work that has ended, or for which another task waits.
         """
         request = self._request(estimate, wrap_up, priority, id)
         if isinstance(request, Hold):
@@ -236,7 +236,7 @@ class Budget:
         Raises:
             anyio.WouldBlock: It would have to wait.
             BudgetExceededError: It can never fit, or the time is over.
-            ValueError: The id is that of work that has ended.
+            ValueError: The id is that of work that has ended, or for which another task waits.
         """
         request = self._request(estimate, wrap_up, priority, id)
         if isinstance(request, Hold):
@@ -422,7 +422,9 @@ class Budget:
         if not name or "#" in name:
             raise ValueError(f"id must be a text without '#', not {name!r}")
         if core.is_closed(name):
-            raise ValueError(f"reservation {name!r} has ended; give new work an id of its own")
+            raise ended_error(name)
+        if name in self._office.awaited:
+            raise ValueError(f"another task waits to reserve {name!r}; let one task do that work")
         return Request(self._desk, estimate, wrap_up=wrap_up, priority=priority, name=name)
 
 

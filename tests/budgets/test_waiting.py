@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 import anyio
 import pytest
@@ -337,6 +338,42 @@ async def test_a_waiter_is_refused_when_its_time_is_over() -> None:
     assert waiter.refused.resource == "seconds"
     assert budget.statistics().tasks_waiting == 0
     holder.release()
+    assert budget.statistics().held == tokens(0)
+
+
+# ---- ids ----
+
+
+async def test_one_task_waits_for_an_id() -> None:
+    """A second request for an id that is waited for is refused, until the first one gives up."""
+    budget = Budget(tokens=10, margin=0)
+    await budget.reserve(tokens(10))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(budget.reserve, tokens(5), id="job"))
+        await settle()
+        with pytest.raises(ValueError, match="another task waits to reserve 'job'"):
+            await budget.reserve(tokens(5), id="job")
+        tasks.cancel_scope.cancel()
+    with pytest.raises(WouldBlock):
+        budget.reserve_nowait(tokens(5), id="job")
+
+
+async def test_work_that_was_settled_while_it_waited_is_not_done() -> None:
+    """A waiter whose id is settled by somebody else is refused when its turn comes."""
+    budget = Budget(tokens=10, margin=0)
+    holder = await budget.reserve(tokens(10))
+    async with anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            with pytest.raises(ValueError, match="'job' has ended"):
+                await budget.reserve(tokens(5), id="job")
+
+        tasks.start_soon(wait)
+        await settle()
+        assert budget.settle("job", tokens(1))
+        holder.settle(tokens(0))
+    assert not budget.settle("job", tokens(1))
+    assert budget.statistics().spent == tokens(1)
     assert budget.statistics().held == tokens(0)
 
 

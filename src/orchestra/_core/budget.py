@@ -231,6 +231,10 @@ class BudgetTree:
             return False
         return 0 < int(number) <= account.issued
 
+    def was_told(self, name: str) -> bool:
+        """Whether an id that somebody chose was settled, even if it is held by now."""
+        return name in self._settled
+
     def hold(self, account: Account, ask: Amount, name: str, *, wrap_up: bool) -> Hold:
         """Hold an amount in an account and all above it; the caller has seen that it fits.
 
