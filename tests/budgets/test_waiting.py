@@ -212,6 +212,27 @@ async def test_errors_that_were_seen_are_expected_again() -> None:
         budget.reserve_nowait(tokens(100))
 
 
+async def test_errors_count_in_money_as_in_tokens() -> None:
+    """A request that cost ten times its dollars makes room for the next ones' errors too."""
+    budget = Budget(dollars=1000, margin=0)
+    budget.reserve_nowait(Amount.of(dollars=10)).settle(Amount.of(dollars=100))
+    budget.reserve_nowait(Amount.of(dollars=400))
+    with pytest.raises(WouldBlock):
+        budget.reserve_nowait(Amount.of(dollars=411))
+    budget.reserve_nowait(Amount.of(dollars=410))
+
+
+async def test_an_error_is_known_before_its_work_is_over() -> None:
+    """What a running request records above its estimate is expected of others at once."""
+    budget = Budget(tokens=1000, margin=0)
+    running = budget.reserve_nowait(tokens(10))
+    assert running.record(tokens(100))
+    assert running.held == tokens(200)
+    with pytest.raises(WouldBlock):
+        budget.reserve_nowait(tokens(711))
+    budget.reserve_nowait(tokens(710))
+
+
 async def test_work_that_was_thought_to_be_free_can_err() -> None:
     """Where an estimate was 0 there is no share to go by: the worst that was seen is expected."""
     budget = Budget(tokens=100)
