@@ -36,6 +36,7 @@ __all__ = (
     "ServerError",
     "SessionError",
     "SessionLostError",
+    "ShuttingDownError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
@@ -144,7 +145,7 @@ class CircuitOpenError(RejectedError):
         return f"circuit {self.breaker_name!r} {facts}"
 
 
-class BlockedError(RejectedError):
+class BlockedError(OrchestraError):
     """A hook did not let something pass.
 
     Args:
@@ -154,13 +155,13 @@ class BlockedError(RejectedError):
     """
 
     def __init__(self, point: str, hook: str, reason: str) -> None:
-        super().__init__(f"hook {hook!r} blocked {point!r}: {reason}")
+        super().__init__(point, hook, reason)
         self.point = point
         self.hook = hook
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[BlockedError], tuple[str, str, str]]:
-        return type(self), (self.point, self.hook, self.reason)
+    def __str__(self) -> str:
+        return f"hook {self.hook!r} of {self.point!r} does not let this pass: {self.reason}"
 
 
 class HookError(OrchestraError):
@@ -200,6 +201,21 @@ class HookOrderError(OrchestraError, ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ShuttingDownError(RejectedError):
+    """A shutdown has been requested, and no new work is begun.
+
+    Args:
+        reason: Why it was requested.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"shutting down ({reason}): begin no new work here")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ShuttingDownError], tuple[str]]:
+        return type(self), (self.reason,)
 
 
 class ConfigurationError(OrchestraError, ValueError):
