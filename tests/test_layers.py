@@ -16,6 +16,7 @@ LAYERS = {
     "orchestra": 0,
     "orchestra._core": 1,
     "orchestra._admission": 2,
+    "orchestra._children": 2,
     "orchestra._functions": 2,
     "orchestra._lane": 2,
     "orchestra._lease": 2,
@@ -28,6 +29,7 @@ LAYERS = {
     "orchestra.breaker": 2,
     "orchestra.bulkhead": 2,
     "orchestra.concurrency": 2,
+    "orchestra.hooks": 2,
     "orchestra.pipeline": 2,
     "orchestra.pressure": 2,
     "orchestra.processes": 2,
@@ -37,6 +39,7 @@ LAYERS = {
     "orchestra.workers": 2,
     "orchestra.sessions": 3,
     "orchestra.stores": 3,
+    "orchestra.tools": 3,
     "orchestra.opencode": 4,
 }
 
