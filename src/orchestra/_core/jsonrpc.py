@@ -148,11 +148,6 @@ class Framer:
         self._scanned = 0  # where the search for the next line end goes on
         self._length = -1  # of the body whose header has been read
 
-    @property
-    def buffered(self) -> int:
-        """How many bytes of a message that is not complete have come."""
-        return len(self._buffer)
-
     def frame(self, body: bytes) -> bytes:
         """Return a body as it is to be sent; it must have no line break.
 
@@ -262,11 +257,6 @@ class Peer:
         self.pending: Final[set[int]] = set()
         # Answers to these are no surprise. Some servers never send one, so the oldest go.
         self._abandoned: OrderedDict[int, None] = OrderedDict()
-
-    @property
-    def is_in_message(self) -> bool:
-        """Whether the stream would be cut in the middle of a message if it ended now."""
-        return self._framer.buffered > 0
 
     # ---- sending ----
 
