@@ -31,6 +31,7 @@ LAYERS = {
     "orchestra.concurrency": 2,
     "orchestra.hooks": 2,
     "orchestra.pipeline": 2,
+    "orchestra.pools": 2,
     "orchestra.pressure": 2,
     "orchestra.processes": 2,
     "orchestra.retry": 2,

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         SyncHookPoint,
     )
     from orchestra.pipeline import Pipeline, Timeout, TimeoutStatistics
+    from orchestra.pools.resources import PoolHolder, PoolLease, PoolStatistics, ResourcePool
     from orchestra.pressure import MemoryPressure, MemoryReading
     from orchestra.processes import CommandOutput, run_command
     from orchestra.retry import Backoff, BudgetStatistics, Retry, RetryBudget, RetryStatistics
@@ -130,11 +131,15 @@ __all__ = (
     "PermissionRule",
     "Pipeline",
     "Policy",
+    "PoolHolder",
+    "PoolLease",
+    "PoolStatistics",
     "Priority",
     "RateLimit",
     "RawCodec",
     "Reader",
     "RegistryStatistics",
+    "ResourcePool",
     "Retry",
     "RetryBudget",
     "RetryStatistics",
@@ -214,11 +219,15 @@ _HOMES = {
     "PermissionRule": "orchestra.abc",
     "Pipeline": "orchestra.pipeline",
     "Policy": "orchestra.abc",
+    "PoolHolder": "orchestra.pools.resources",
+    "PoolLease": "orchestra.pools.resources",
+    "PoolStatistics": "orchestra.pools.resources",
     "Priority": "orchestra.concurrency",
     "RateLimit": "orchestra.concurrency",
     "RawCodec": "orchestra.stores.codecs",
     "Reader": "orchestra.storage",
     "RegistryStatistics": "orchestra.hooks",
+    "ResourcePool": "orchestra.pools.resources",
     "Retry": "orchestra.retry",
     "RetryBudget": "orchestra.retry",
     "RetryStatistics": "orchestra.retry",

@@ -1,0 +1,182 @@
+"""What a resource pool hands out: the lease of one resource, and the report of who has what."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractAsyncContextManager
+from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, final
+
+from anyio import CancelScope
+from attrs import frozen
+
+from orchestra._core.pool import Entry
+from orchestra._core.waiters import Priority
+from orchestra.events import ResourceEnd
+
+if TYPE_CHECKING:
+    from orchestra.pools.resources import ResourcePool
+
+__all__ = ("PoolHolder", "PoolLease")
+
+T = TypeVar("T")
+
+
+@final
+@frozen(kw_only=True)
+class PoolHolder(Generic[T]):
+    """Who has a resource of a pool.
+
+    Attributes:
+        resource: The resource.
+        owner: What the holder called itself; empty if it did not say.
+        held_for: For how many seconds it has had it.
+        place: Where it was leased: file and line.
+    """
+
+    resource: T
+    owner: str
+    held_for: float
+    place: str
+
+
+def _place() -> tuple[CodeType, int]:
+    """Where a lease was asked for, outside of this package."""
+    frame: FrameType = sys._getframe(3)  # noqa: SLF001 - a whole stack would cost far more
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("orchestra."):
+        frame = frame.f_back
+    # Not the frame itself: it would keep every local variable of the caller alive.
+    return frame.f_code, frame.f_lineno
+
+
+@final
+class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
+    """The right to use one resource; comes from `ResourcePool` only.
+
+    As a block it is entered once and gives the resource. From ``ResourcePool.acquire`` it comes
+    acquired, and is to be released. It ends once, by any task: with `release` or `invalidate`;
+    whatever comes after the first does nothing. Ending it is never a checkpoint: what has to be
+    awaited (reset, destruction) is done by the pool's own tasks, so it is safe under cancellation.
+
+    Attributes:
+        owner: What the holder calls itself.
+        priority: How urgent it is.
+    """
+
+    __slots__ = (
+        "_code",
+        "_entry",
+        "_is_used",
+        "_lifetime",
+        "_line",
+        "_pool",
+        "_scope",
+        "owner",
+        "priority",
+        "since",
+    )
+
+    owner: str
+    priority: Priority
+    since: float
+
+    def __init__(
+        self, pool: ResourcePool[T], priority: Priority, owner: str, lifetime: float | None
+    ) -> None:
+        self._pool: Final = pool
+        self._code, self._line = _place()
+        self._entry: Entry[T] | None = None
+        self._is_used = False
+        self._lifetime: Final = lifetime
+        self.owner = owner
+        self.priority = priority
+
+    @property
+    def resource(self) -> T:
+        """The resource.
+
+        Raises:
+            RuntimeError: The lease has not begun or is over.
+        """
+        if self._entry is None:
+            raise RuntimeError("the lease is not held; use its resource between begin and end only")
+        return self._entry.resource
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the resource is the holder's."""
+        return self._entry is not None
+
+    @property
+    def place(self) -> str:
+        """Where it was asked for: file and line."""
+        return f"{self._code.co_filename}:{self._line}"
+
+    def release(self) -> None:
+        """Give the resource back, to be reset and used again."""
+        entry = self._entry
+        if entry is not None:
+            self._entry = None
+            self._pool._take_back(entry)  # noqa: SLF001 - a lease is half of its pool
+
+    def invalidate(self) -> None:
+        """Give the resource back as of no use any more: it is destroyed."""
+        self._end(ResourceEnd.INVALIDATED)
+
+    def _end(self, cause: ResourceEnd) -> None:
+        entry = self._entry
+        if entry is not None:
+            self._entry = None
+            self._pool._discard(entry, cause)  # noqa: SLF001
+
+    async def _begin(self) -> None:
+        if self._is_used:
+            raise RuntimeError("a lease is entered once; ask the pool for another one")
+        self._is_used = True
+        pool = self._pool
+        if not pool._serve(self):  # noqa: SLF001
+            await pool._wait_and_serve(self)  # noqa: SLF001
+
+    async def __aenter__(self) -> T:
+        await self._begin()
+        if self._lifetime is not None:
+            self._scope = CancelScope()
+            self._scope.__enter__()
+            self._pool._watch(self._scope, self._lifetime)  # noqa: SLF001
+        assert self._entry is not None  # noqa: S101 - for the type checker
+        return self._entry.resource
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._lifetime is None:
+            self._leave(exc)
+            return False
+        self._pool._forget(self._scope, self._lifetime)  # noqa: SLF001
+        try:
+            self._scope.__exit__(exc_type, exc, traceback)
+        finally:
+            self._leave(exc)
+        if self._scope.cancelled_caught:
+            raise TimeoutError(
+                f"the lease of a resource of {self._pool.name!r} lasted longer than "
+                f"{self._lifetime:g} s and its holder was cancelled; give it a longer lifetime or "
+                f"less to do"
+            )
+        return False
+
+    def _leave(self, exc: BaseException | None) -> None:
+        # Whoever was cancelled in the middle of a request leaves half an answer behind, which the
+        # next holder would take for its own (CVE-2023-28858 of redis-py).
+        if exc is None or self._pool._can_reset:  # noqa: SLF001
+            self.release()
+        else:
+            self._end(ResourceEnd.INTERRUPTED)
+
+    def __repr__(self) -> str:
+        state = "held" if self.is_held else "over" if self._is_used else "not begun"
+        owner = f" by {self.owner!r}" if self.owner else ""
+        return f"<PoolLease of {self._pool.name!r}{owner} {state}>"
