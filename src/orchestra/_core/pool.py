@@ -83,7 +83,7 @@ class Entry(Generic[T]):
         idle_since: When it was released the last time.
         checked_at: When it was last known to be well.
         uses: How often it has been leased.
-        holder: Who has it; anything, kept for the shell.
+        holder: Who has it; None: nobody.
     """
 
     resource: T
@@ -92,7 +92,7 @@ class Entry(Generic[T]):
     idle_since: float
     checked_at: float
     uses: int = 0
-    holder: object = None
+    holder: Any = None
 
 
 @final

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, final
 
-from anyio import CancelScope
+from anyio import CancelScope, WouldBlock
 from attrs import frozen
 
 from orchestra._core.pool import Entry
@@ -15,7 +15,7 @@ from orchestra._core.waiters import Priority
 from orchestra.events import ResourceEnd
 
 if TYPE_CHECKING:
-    from orchestra.pools.resources import ResourcePool
+    from orchestra.pools._stock import Stock
 
 __all__ = ("PoolHolder", "PoolLease")
 
@@ -54,9 +54,9 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
     """The right to use one resource; comes from `ResourcePool` only.
 
     As a block it is entered once and gives the resource. From ``ResourcePool.acquire`` it comes
-    acquired, and is to be released. It ends once, by any task: with `release` or `invalidate`;
+    acquired, and is to be ended. It ends once, by any task: with `release` or `invalidate`;
     whatever comes after the first does nothing. Ending it is never a checkpoint: what has to be
-    awaited (reset, destruction) is done by the pool's own tasks, so it is safe under cancellation.
+    awaited is done by the pool's own tasks.
 
     Attributes:
         owner: What the holder calls itself.
@@ -69,23 +69,24 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
         "_is_used",
         "_lifetime",
         "_line",
-        "_pool",
         "_scope",
+        "_since",
+        "_stock",
         "owner",
         "priority",
-        "since",
     )
 
     owner: str
     priority: Priority
-    since: float
+    _entry: Entry[T] | None
+    _since: float
 
     def __init__(
-        self, pool: ResourcePool[T], priority: Priority, owner: str, lifetime: float | None
+        self, stock: Stock[T], priority: Priority, owner: str, lifetime: float | None = None
     ) -> None:
-        self._pool: Final = pool
+        self._stock: Final = stock
         self._code, self._line = _place()
-        self._entry: Entry[T] | None = None
+        self._entry = None
         self._is_used = False
         self._lifetime: Final = lifetime
         self.owner = owner
@@ -99,7 +100,9 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
             RuntimeError: The lease has not begun or is over.
         """
         if self._entry is None:
-            raise RuntimeError("the lease is not held; use its resource between begin and end only")
+            raise RuntimeError(
+                f"{self!r} has no resource; use the resource between begin and end of its lease"
+            )
         return self._entry.resource
 
     @property
@@ -112,39 +115,62 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
         """Where it was asked for: file and line."""
         return f"{self._code.co_filename}:{self._line}"
 
+    @property
+    def held_for(self) -> float:
+        """For how many seconds it has been held; 0.0 when it is not."""
+        return 0.0 if self._entry is None else self._stock.clock() - self._since
+
     def release(self) -> None:
         """Give the resource back, to be reset and used again."""
         entry = self._entry
         if entry is not None:
             self._entry = None
-            self._pool._take_back(entry)  # noqa: SLF001 - a lease is half of its pool
+            self._stock.take_back(entry)
 
     def invalidate(self) -> None:
         """Give the resource back as of no use any more: it is destroyed."""
-        self._end(ResourceEnd.INVALIDATED)
+        self.lose(ResourceEnd.INVALIDATED)
 
-    def _end(self, cause: ResourceEnd) -> None:
+    def lose(self, cause: ResourceEnd) -> None:
+        """As `invalidate`, for another cause; for the pool."""
         entry = self._entry
         if entry is not None:
             self._entry = None
-            self._pool._discard(entry, cause)  # noqa: SLF001
+            self._stock.discard(entry, cause)
 
-    async def _begin(self) -> None:
+    async def begin(self) -> PoolLease[T]:
+        """Wait for a resource; for the pool."""
         if self._is_used:
             raise RuntimeError("a lease is entered once; ask the pool for another one")
         self._is_used = True
-        pool = self._pool
-        if not pool._serve(self):  # noqa: SLF001
-            await pool._wait_and_serve(self)  # noqa: SLF001
+        entry = self._stock.take_at_once()
+        self._hold(await self._stock.take(self.priority) if entry is None else entry)
+        return self
+
+    def begin_nowait(self) -> PoolLease[T]:
+        """Take what idles; for the pool."""
+        self._is_used = True
+        entry = self._stock.take_nowait(self.priority)
+        if entry is None:
+            raise WouldBlock
+        self._hold(entry)
+        return self
+
+    def _hold(self, entry: Entry[T]) -> T:
+        entry.uses += 1
+        entry.holder = self
+        self._entry = entry
+        self._since = self._stock.clock()
+        self._stock.counts.leased += 1
+        return entry.resource
 
     async def __aenter__(self) -> T:
-        await self._begin()
+        await self.begin()
         if self._lifetime is not None:
             self._scope = CancelScope()
             self._scope.__enter__()
-            self._pool._watch(self._scope, self._lifetime)  # noqa: SLF001
-        assert self._entry is not None  # noqa: S101 - for the type checker
-        return self._entry.resource
+            self._stock.keeper().watch(self._scope, self._lifetime)
+        return self.resource
 
     async def __aexit__(
         self,
@@ -155,28 +181,28 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
         if self._lifetime is None:
             self._leave(exc)
             return False
-        self._pool._forget(self._scope, self._lifetime)  # noqa: SLF001
+        self._stock.keeper().forget(self._scope, self._lifetime)
         try:
             self._scope.__exit__(exc_type, exc, traceback)
         finally:
             self._leave(exc)
         if self._scope.cancelled_caught:
             raise TimeoutError(
-                f"the lease of a resource of {self._pool.name!r} lasted longer than "
+                f"the lease of a resource of {self._stock.name!r} lasted longer than "
                 f"{self._lifetime:g} s and its holder was cancelled; give it a longer lifetime or "
                 f"less to do"
             )
         return False
 
     def _leave(self, exc: BaseException | None) -> None:
-        # Whoever was cancelled in the middle of a request leaves half an answer behind, which the
-        # next holder would take for its own (CVE-2023-28858 of redis-py).
-        if exc is None or self._pool._can_reset:  # noqa: SLF001
+        # Whoever is cancelled in the middle of a request leaves half an answer behind, and the next
+        # holder would take it for its own (as in CVE-2023-28858).
+        if exc is None or self._stock.can_reset:
             self.release()
         else:
-            self._end(ResourceEnd.INTERRUPTED)
+            self.lose(ResourceEnd.INTERRUPTED)
 
     def __repr__(self) -> str:
         state = "held" if self.is_held else "over" if self._is_used else "not begun"
         owner = f" by {self.owner!r}" if self.owner else ""
-        return f"<PoolLease of {self._pool.name!r}{owner} {state}>"
+        return f"<PoolLease of {self._stock.name!r}{owner}, from {self.place}, {state}>"
