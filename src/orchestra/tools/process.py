@@ -44,9 +44,8 @@ from orchestra.errors import (
 from orchestra.tools._child import Child, find_program
 
 __all__ = (
-    "Cancellation",
+    "CancelStyle",
     "Framing",
-    "Notification",
     "ToolCommand",
     "ToolProcess",
     "ToolProcessStatistics",
@@ -59,7 +58,7 @@ _LAST_WORDS = 500
 _FAREWELL = "repeat the request if doing it twice does no harm"
 
 
-class Cancellation(Enum):
+class CancelStyle(Enum):
     """What a server is told when an answer is not wanted any more."""
 
     NONE = "none"
@@ -120,7 +119,7 @@ class ToolCommand:
     directory: Path = field(converter=Path)
     environment: Mapping[str, str] | None = field(default=None, repr=False)
     framing: Framing = field(default=Framing.LINES, validator=of_type(Framing))
-    cancellation: Cancellation = field(default=Cancellation.NONE, validator=of_type(Cancellation))
+    cancellation: CancelStyle = field(default=CancelStyle.NONE, validator=of_type(CancelStyle))
     request_timeout: float | None = field(default=60.0, validator=optional_seconds)
     grace: float = field(default=2.0, validator=not_negative)
     message_limit: int = field(default=16 * 1024 * 1024, validator=count)
@@ -180,8 +179,8 @@ class ToolProcess(AsyncContextManagerMixin):
 
     Args:
         command: What to start, and how to talk to it.
-        on_notification: Called with each `Notification` of the server, in order. When it raises,
-            that is logged and it is not called again. It must not block.
+        on_notification: Called with method and params of each notification of the server, in
+            order. When it raises, that is logged and it is not called again. It must not block.
         on_request: Called with method and params of each request of the server; returns the
             result. Raises LookupError for an unknown method, or ToolResponseError to answer with
             its message and code; anything else is logged and answered as an internal error. None:
@@ -198,15 +197,20 @@ class ToolProcess(AsyncContextManagerMixin):
         self,
         command: ToolCommand,
         *,
-        on_notification: Callable[[Notification], object] | None = None,
+        on_notification: Callable[[str, Any], object] | None = None,
         on_request: Callable[[str, Any], object] | None = None,
     ) -> None:
         if not isinstance(command, ToolCommand):
             raise TypeError(f"command must be a ToolCommand, not {command!r}")
-        if on_request is not None:
-            check_callable("on_request", on_request)
+        for name, function in (("on_notification", on_notification), ("on_request", on_request)):
+            if function is not None:
+                check_callable(name, function)
         self.command: Final = command
-        self._teller: Final[Teller[Notification]] = Teller(on_notification)
+        self._teller: Final[Teller[Notification]] = Teller(
+            None
+            if on_notification is None
+            else lambda told: on_notification(told.method, told.params)
+        )
         self._on_request: Final = on_request
         self._peer: Final = Peer(command.framing, limit=command.message_limit)
         self._child: Child | None = None
@@ -223,6 +227,7 @@ class ToolProcess(AsyncContextManagerMixin):
         self._output_ended = anyio.Event()
         self._errors_ended = anyio.Event()
         self._over = anyio.Event()
+        self._ended = anyio.Event()
         self._failure: tuple[type[ToolError], str] | None = None
         self._is_closing = False
         self._stderr: Final = Tail(8192)
@@ -328,9 +333,9 @@ class ToolProcess(AsyncContextManagerMixin):
             return
         self._unsettled[request_id] = anyio.current_time()
         style = self.command.cancellation
-        if style is Cancellation.LANGUAGE_SERVER:
+        if style is CancelStyle.LANGUAGE_SERVER:
             self._put(self._peer.notify(style.value, {"id": request_id}))
-        elif style is Cancellation.CONTEXT_PROTOCOL:
+        elif style is CancelStyle.CONTEXT_PROTOCOL:
             self._put(self._peer.notify(style.value, {"requestId": request_id}))
             ping, data = self._peer.request("ping")
             self._pings[ping] = request_id
@@ -352,7 +357,7 @@ class ToolProcess(AsyncContextManagerMixin):
     def is_stuck(self) -> bool:
         """Whether it has not settled a request that was given up longer than the grace ago."""
         oldest = next(iter(self._unsettled.values()), None)
-        return oldest is not None and anyio.current_time() - oldest > self.command.grace
+        return oldest is not None and anyio.current_time() >= oldest + self.command.grace
 
     @property
     def load(self) -> int:
@@ -401,6 +406,7 @@ class ToolProcess(AsyncContextManagerMixin):
         finally:
             with anyio.CancelScope(shield=True):
                 await child.end(0.0 if self._failure else self.command.grace)
+            self._ended.set()
 
     async def _start(self) -> Child:
         command = self.command
@@ -424,8 +430,25 @@ class ToolProcess(AsyncContextManagerMixin):
         self._finish()
 
     async def wait_over(self) -> None:
-        """Wait until it was closed, has ended, or was ended for a fault. A checkpoint."""
+        """Wait until it can be asked nothing more: closed, ended, or killed. A checkpoint."""
         await self._over.wait()
+
+    async def wait_ended(self) -> None:
+        """Wait until its block has been left and nothing of it is left. A checkpoint."""
+        await self._ended.wait()
+
+    async def wait_settled(self) -> bool:
+        """Wait until every request that was given up is settled, at most the grace. A checkpoint.
+
+        Returns:
+            Whether they are, and the process runs.
+        """
+        await anyio.lowlevel.checkpoint()
+        while self.is_running and self._unsettled and not self.is_stuck:
+            oldest = next(iter(self._unsettled.values()))
+            with anyio.CancelScope(deadline=oldest + self.command.grace):
+                await self._progress.wait()
+        return self.is_running and not self._unsettled
 
     def _finish(self) -> None:
         self._over.set()
@@ -544,19 +567,23 @@ class ToolProcess(AsyncContextManagerMixin):
         match message:
             case Answer(id=request_id) | Refusal(id=request_id):
                 if request_id in self._pings:
-                    self._unsettled.pop(self._pings.pop(request_id), None)
+                    self._settle(self._pings.pop(request_id))
                 else:
                     call = self._calls.pop(request_id)
                     call.answer = message
                     call.is_done.set()
                     self._answered += 1
             case LateAnswer(id=request_id):
-                self._unsettled.pop(request_id, None)
+                self._settle(request_id)
             case Notification():
                 self._teller.put(message)
                 self._teller.deliver()
             case Request():
                 self._reply(message)
+
+    def _settle(self, request_id: int) -> None:
+        self._unsettled.pop(request_id, None)
+        self._wake()
 
     def _reply(self, request: Request) -> None:
         if self._is_clogged:
@@ -576,3 +603,6 @@ class ToolProcess(AsyncContextManagerMixin):
         except Exception:
             _logger.exception("answering %r of %s failed", request.method, self.command.label)
             return refuse(request.id, INTERNAL_ERROR, "the client could not answer")
+
+
+Framing.__module__ = __name__  # users import it from here or from `orchestra`
