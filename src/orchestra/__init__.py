@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     from orchestra.stores.codecs import JSONCodec, MsgspecCodec, RawCodec
     from orchestra.stores.memory import MemoryStore
     from orchestra.stores.sqlite import SQLiteStore
+    from orchestra.tools.command import CancelStyle, Framing, ToolCommand
+    from orchestra.tools.pool import ToolPool, ToolPoolStatistics
+    from orchestra.tools.process import ToolProcess, ToolProcessStatistics
     from orchestra.workers import WorkerStatistics, WorkStealingPool, WorkStealingStatistics
 
 __all__ = (
@@ -90,6 +93,7 @@ __all__ = (
     "Block",
     "BudgetStatistics",
     "Bulkhead",
+    "CancelStyle",
     "Change",
     "CircuitBreaker",
     "CircuitPermit",
@@ -110,6 +114,7 @@ __all__ = (
     "Entry",
     "FailureRate",
     "Fixed",
+    "Framing",
     "Hook",
     "HookPhase",
     "HookPoint",
@@ -155,6 +160,11 @@ __all__ = (
     "TaskScope",
     "Timeout",
     "TimeoutStatistics",
+    "ToolCommand",
+    "ToolPool",
+    "ToolPoolStatistics",
+    "ToolProcess",
+    "ToolProcessStatistics",
     "Transaction",
     "Turn",
     "Verification",
@@ -178,6 +188,7 @@ _HOMES = {
     "Block": "orchestra.hooks",
     "BudgetStatistics": "orchestra.retry",
     "Bulkhead": "orchestra.bulkhead",
+    "CancelStyle": "orchestra.tools.command",
     "Change": "orchestra.revisions",
     "CircuitBreaker": "orchestra.breaker",
     "CircuitPermit": "orchestra.breaker",
@@ -198,6 +209,7 @@ _HOMES = {
     "Entry": "orchestra.revisions",
     "FailureRate": "orchestra.breaker",
     "Fixed": "orchestra.concurrency",
+    "Framing": "orchestra.tools.command",
     "Hook": "orchestra.hooks",
     "HookPhase": "orchestra.hooks",
     "HookPoint": "orchestra.hooks",
@@ -243,6 +255,11 @@ _HOMES = {
     "TaskScope": "orchestra.scopes",
     "Timeout": "orchestra.pipeline",
     "TimeoutStatistics": "orchestra.pipeline",
+    "ToolCommand": "orchestra.tools.command",
+    "ToolPool": "orchestra.tools.pool",
+    "ToolPoolStatistics": "orchestra.tools.pool",
+    "ToolProcess": "orchestra.tools.process",
+    "ToolProcessStatistics": "orchestra.tools.process",
     "Transaction": "orchestra.storage",
     "Turn": "orchestra.sessions.embedded",
     "Verification": "orchestra.revisions",

@@ -19,7 +19,8 @@ from orchestra.background import background_tasks
 from orchestra.concurrency import ConcurrencyController
 from orchestra.errors import CapacityError, ToolError, ToolStartError
 from orchestra.pools.resources import PoolLease, ResourcePool
-from orchestra.tools.process import ToolCommand, ToolProcess
+from orchestra.tools.command import ToolCommand
+from orchestra.tools.process import ToolProcess
 
 __all__ = ("ToolPool", "ToolPoolStatistics")
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from enum import Enum
-from pathlib import Path
 from typing import Any, Final, Literal, final
 
 import anyio
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
-from attrs import field, frozen
+from attrs import frozen
 
 from orchestra._children import Tail
-from orchestra._core.checks import check_callable, count, not_negative, of_type, optional_seconds
+from orchestra._core.checks import check_callable
 from orchestra._core.jsonrpc import (
     INTERNAL_ERROR,
     METHOD_NOT_FOUND,
     Answer,
-    Framing,
     LateAnswer,
     Message,
     Notification,
@@ -42,94 +39,15 @@ from orchestra.errors import (
     ToolTimeoutError,
 )
 from orchestra.tools._child import Child, find_program
+from orchestra.tools.command import CancelStyle, ToolCommand
 
-__all__ = (
-    "CancelStyle",
-    "Framing",
-    "ToolCommand",
-    "ToolProcess",
-    "ToolProcessStatistics",
-)
+__all__ = ("ToolProcess", "ToolProcessStatistics")
 
 _logger = logging.getLogger("orchestra")
 _LINGER = 0.2
 """Seconds in which the last words of a process that is over must have come."""
 _LAST_WORDS = 500
 _FAREWELL = "repeat the request if doing it twice does no harm"
-
-
-class CancelStyle(Enum):
-    """What a server is told when an answer is not wanted any more."""
-
-    NONE = "none"
-    """Nothing. It goes on, and its answer is dropped."""
-
-    LANGUAGE_SERVER = "$/cancelRequest"
-    """As language servers have it: it answers the request at once, with a result or an error."""
-
-    CONTEXT_PROTOCOL = "notifications/cancelled"
-    """As the Model Context Protocol has it: it does not answer the request. So it is asked for a
-    ``ping`` too, whose answer (an error will do) proves that it is not stuck."""
-
-
-def _as_argv(argv: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(argv, str):
-        raise TypeError(f"argv must be a sequence of texts, not the text {argv!r}")
-    return tuple(map(os.fspath, argv))
-
-
-def _check_argv(_instance: object, _attribute: object, argv: tuple[str, ...]) -> None:
-    if not argv or not argv[0]:
-        raise ValueError("argv must begin with a program")
-    if os.path.dirname(argv[0]) and not Path(argv[0]).is_absolute():  # noqa: PTH120 - no path yet
-        raise ValueError(
-            f"argv must begin with a plain name or an absolute path, not {argv[0]!r}, which "
-            "depends on the directory"
-        )
-
-
-@final
-@frozen(kw_only=True)
-class ToolCommand:
-    """How to start and talk to a tool server or a language server.
-
-    A program that is given by name is looked for on ``PATH``, but never in the working directory:
-    a repository must not get a program of its own run by being worked on. (A Python that is
-    started with ``-m`` looks there for modules; ``-P`` stops it.)
-
-    Attributes:
-        argv: The program and its arguments; there is no shell.
-        directory: Its working directory.
-        environment: Its whole environment; None: this process's.
-        framing: How its messages are told apart.
-        cancellation: What it is told when an answer is not wanted any more.
-        request_timeout: Seconds a request may take, when it does not say itself; None: for ever.
-        grace: Seconds it gets to settle a request that was given up, to end after its input has
-            ended, and to end after it was asked to.
-        message_limit: Bytes that one message from it may have.
-        stderr_limit: Bytes it may write to its standard error between two messages.
-        name: What errors call it; by default the program's name.
-
-    Raises:
-        TypeError: A field is of the wrong type.
-        ValueError: ``argv`` is empty or begins with a relative path, or a number is too small.
-    """
-
-    argv: tuple[str, ...] = field(converter=_as_argv, validator=_check_argv)
-    directory: Path = field(converter=Path)
-    environment: Mapping[str, str] | None = field(default=None, repr=False)
-    framing: Framing = field(default=Framing.LINES, validator=of_type(Framing))
-    cancellation: CancelStyle = field(default=CancelStyle.NONE, validator=of_type(CancelStyle))
-    request_timeout: float | None = field(default=60.0, validator=optional_seconds)
-    grace: float = field(default=2.0, validator=not_negative)
-    message_limit: int = field(default=16 * 1024 * 1024, validator=count)
-    stderr_limit: int = field(default=64 * 1024 * 1024, validator=count)
-    name: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name, for people."""
-        return self.name or os.path.basename(self.argv[0])  # noqa: PTH119 - a name, no path
 
 
 @frozen(kw_only=True)
@@ -603,6 +521,3 @@ class ToolProcess(AsyncContextManagerMixin):
         except Exception:
             _logger.exception("answering %r of %s failed", request.method, self.command.label)
             return refuse(request.id, INTERNAL_ERROR, "the client could not answer")
-
-
-Framing.__module__ = __name__  # users import it from here or from `orchestra`
