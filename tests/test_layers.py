@@ -53,6 +53,7 @@ EXTRAS = {
     "msgspec": ("orchestra.opencode.client", "orchestra.stores.codecs"),
     "rich": ("orchestra.opencode.cli", "orchestra.opencode.progress"),
     "h11": ("orchestra.testing",),
+    "ast_grep_py": ("orchestra.tools.matcher",),
 }
 LOOPS = {"asyncio", "trio", "curio", "uvloop"}
 NATIVE = "orchestra._waiting"  # the one home of native waiters
