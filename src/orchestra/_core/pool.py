@@ -70,6 +70,11 @@ class PoolRules:
     health_interval: float | None = field(default=60.0, validator=optional_seconds)
     fifo: bool = False
 
+    @property
+    def head(self) -> int:
+        """The index of the idle entry that is leased next."""
+        return 0 if self.fifo else -1
+
 
 @final
 @define(eq=False)
@@ -81,7 +86,8 @@ class Entry(Generic[T]):
         born: When it was created.
         expires_at: When its lifetime ends.
         idle_since: When it was released the last time.
-        checked_at: When it was last known to be well.
+        checked_at: When it was validated in the background the last time.
+        leased_at: When its last lease began.
         uses: How often it has been leased.
         holder: Who has it; None: nobody.
     """
@@ -90,9 +96,15 @@ class Entry(Generic[T]):
     born: float
     expires_at: float
     idle_since: float
-    checked_at: float
+    checked_at: float = float("-inf")
+    leased_at: float = 0.0
     uses: int = 0
     holder: Any = None
+
+    @property
+    def well_at(self) -> float:
+        """When it was last known to be well."""
+        return max(self.idle_since, self.checked_at)
 
 
 @final
@@ -123,17 +135,16 @@ class PoolPlan(Generic[T]):
         rules: The pool's configuration.
 
     Attributes:
-        idle: The idle entries, the one that has idled longest first.
-        head: The index of who is leased next.
+        idle: The idle entries, the one that has idled longest first. Who was in use is appended.
+        attention: After how many seconds of idling an entry needs attention, if not before.
     """
 
-    __slots__ = ("_attention", "_create_at", "_pause", "_rules", "head", "idle")
+    __slots__ = ("_create_at", "_pause", "_rules", "attention", "idle")
 
     def __init__(self, rules: PoolRules) -> None:
         self._rules: Final = rules
         self.idle: list[Entry[T]] = []
-        self.head: Final = 0 if rules.fifo else -1
-        self._attention: Final = min(
+        self.attention: Final = min(
             seconds or float("inf") for seconds in (rules.idle_timeout, rules.health_interval)
         )
         self._pause = _FIRST_PAUSE
@@ -153,27 +164,18 @@ class PoolPlan(Generic[T]):
         expires_at = (
             float("inf") if lifetime is None else now + lifetime * (1 - self._rules.jitter * draw)
         )
-        return Entry(resource, now, expires_at, now, now)
+        return Entry(resource, now, expires_at, now)
 
     def take(self) -> Entry[T] | None:
         """Remove and return who is to be leased next; None when nobody idles."""
-        return self.idle.pop(self.head) if self.idle else None
-
-    def put(self, entry: Entry[T], now: float) -> float:
-        """Let an entry idle that was in use; return when it needs attention next."""
-        entry.idle_since = entry.checked_at = now
-        self.idle.append(entry)
-        return min(now + self._attention, entry.expires_at)
+        if not self.idle:
+            return None
+        return self.idle.pop(self._rules.head)
 
     def put_back(self, entry: Entry[T], now: float) -> None:
         """Let an entry go on idling that has been found well."""
         entry.checked_at = now
         insort(self.idle, entry, key=_by_age)
-
-    def is_worn(self, entry: Entry[T]) -> bool:
-        """Whether an entry has been used as often as it may be."""
-        most = self._rules.max_uses
-        return most is not None and entry.uses >= most
 
     def failed(self, now: float) -> float:
         """Note that creating in the background failed; return the seconds until the next try."""
@@ -209,7 +211,7 @@ class PoolPlan(Generic[T]):
             if rules.idle_timeout is not None and too_many > 0:
                 moments.append(entry.idle_since + rules.idle_timeout)
             if rules.health_interval is not None:
-                moments.append(entry.checked_at + rules.health_interval)
+                moments.append(entry.well_at + rules.health_interval)
             if entry.expires_at <= now:
                 outdated.append(entry)
                 too_many -= 1
@@ -221,7 +223,7 @@ class PoolPlan(Generic[T]):
                 surplus.append(entry)
                 too_many -= 1
             elif rules.health_interval is not None and (
-                entry.checked_at + rules.health_interval <= now
+                entry.well_at + rules.health_interval <= now
             ):
                 unchecked.append(entry)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractAsyncContextManager
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, final
 
@@ -40,17 +39,8 @@ class PoolHolder(Generic[T]):
     place: str
 
 
-def _place() -> tuple[CodeType, int]:
-    """Where a lease was asked for, outside of this package."""
-    frame: FrameType = sys._getframe(3)  # noqa: SLF001 - a whole stack would cost far more
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("orchestra."):
-        frame = frame.f_back
-    # Not the frame itself: it would keep every local variable of the caller alive.
-    return frame.f_code, frame.f_lineno
-
-
 @final
-class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
+class PoolLease(Generic[T]):
     """The right to use one resource; comes from `ResourcePool` only.
 
     As a block it is entered once and gives the resource. From ``ResourcePool.acquire`` it comes
@@ -66,11 +56,10 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
     __slots__ = (
         "_code",
         "_entry",
+        "_instruction",
         "_is_used",
         "_lifetime",
-        "_line",
         "_scope",
-        "_since",
         "_stock",
         "owner",
         "priority",
@@ -79,13 +68,17 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
     owner: str
     priority: Priority
     _entry: Entry[T] | None
-    _since: float
 
     def __init__(
         self, stock: Stock[T], priority: Priority, owner: str, lifetime: float | None = None
     ) -> None:
+        frame: FrameType = sys._getframe(2)  # noqa: SLF001 - a whole stack would cost far more
+        while "orchestra." in frame.f_globals.get("__name__", "") and frame.f_back is not None:
+            frame = frame.f_back
+        # Not the frame, which would keep its variables alive; and the line is looked up when asked.
+        self._code: CodeType = frame.f_code
+        self._instruction: int = frame.f_lasti
         self._stock: Final = stock
-        self._code, self._line = _place()
         self._entry = None
         self._is_used = False
         self._lifetime: Final = lifetime
@@ -113,12 +106,14 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
     @property
     def place(self) -> str:
         """Where it was asked for: file and line."""
-        return f"{self._code.co_filename}:{self._line}"
+        lines = self._code.co_lines()
+        line = next((line for begin, end, line in lines if begin <= self._instruction < end), None)
+        return f"{self._code.co_filename}:{line}"
 
     @property
     def held_for(self) -> float:
         """For how many seconds it has been held; 0.0 when it is not."""
-        return 0.0 if self._entry is None else self._stock.clock() - self._since
+        return 0.0 if self._entry is None else self._stock.clock() - self._entry.leased_at
 
     def release(self) -> None:
         """Give the resource back, to be reset and used again."""
@@ -138,39 +133,35 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
             self._entry = None
             self._stock.discard(entry, cause)
 
-    async def begin(self) -> PoolLease[T]:
+    async def begin(self) -> T:
         """Wait for a resource; for the pool."""
         if self._is_used:
             raise RuntimeError("a lease is entered once; ask the pool for another one")
         self._is_used = True
-        entry = self._stock.take_at_once()
-        self._hold(await self._stock.take(self.priority) if entry is None else entry)
-        return self
+        stock = self._stock
+        entry = stock.take_at_once()
+        if entry is None:
+            entry = await stock.take(self.priority)
+        entry.uses += 1
+        entry.holder = self
+        self._entry = entry
+        if self._lifetime is not None:
+            self._scope = CancelScope()
+            self._scope.__enter__()
+            stock.keeper().watch(self._scope, self._lifetime)
+        return entry.resource
 
-    def begin_nowait(self) -> PoolLease[T]:
+    def begin_nowait(self) -> None:
         """Take what idles; for the pool."""
         self._is_used = True
         entry = self._stock.take_nowait(self.priority)
         if entry is None:
             raise WouldBlock
-        self._hold(entry)
-        return self
-
-    def _hold(self, entry: Entry[T]) -> T:
         entry.uses += 1
         entry.holder = self
         self._entry = entry
-        self._since = self._stock.clock()
-        self._stock.counts.leased += 1
-        return entry.resource
 
-    async def __aenter__(self) -> T:
-        await self.begin()
-        if self._lifetime is not None:
-            self._scope = CancelScope()
-            self._scope.__enter__()
-            self._stock.keeper().watch(self._scope, self._lifetime)
-        return self.resource
+    __aenter__ = begin
 
     async def __aexit__(
         self,
@@ -179,13 +170,16 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
         traceback: TracebackType | None,
     ) -> bool:
         if self._lifetime is None:
-            self._leave(exc)
+            if exc is None:
+                self.release()
+            else:
+                self._break_off()
             return False
         self._stock.keeper().forget(self._scope, self._lifetime)
         try:
             self._scope.__exit__(exc_type, exc, traceback)
         finally:
-            self._leave(exc)
+            self.release() if exc is None else self._break_off()
         if self._scope.cancelled_caught:
             raise TimeoutError(
                 f"the lease of a resource of {self._stock.name!r} lasted longer than "
@@ -194,10 +188,10 @@ class PoolLease(AbstractAsyncContextManager[T], Generic[T]):
             )
         return False
 
-    def _leave(self, exc: BaseException | None) -> None:
+    def _break_off(self) -> None:
         # Whoever is cancelled in the middle of a request leaves half an answer behind, and the next
         # holder would take it for its own (as in CVE-2023-28858).
-        if exc is None or self._stock.can_reset:
+        if self._stock.can_reset:
             self.release()
         else:
             self.lose(ResourceEnd.INTERRUPTED)

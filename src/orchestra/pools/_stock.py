@@ -64,7 +64,7 @@ class Calls(Generic[T]):
 @final
 @define
 class Counts:
-    """What has happened; see ``PoolStatistics``."""
+    """What has happened; see ``PoolStatistics``. Leases of what still lives are not in it yet."""
 
     leased: int = 0
     created: int = 0
@@ -126,13 +126,18 @@ class Stock(Generic[T]):
     ) -> None:
         self.name: Final = name
         self._calls: Final = calls
+        self.plan: Final[PoolPlan[T]] = PoolPlan(rules)
         self._is_fast: Final = is_fast
+        self._is_instant: Final = is_fast and calls.validate is None
+        self._max_uses: Final = _NEVER if rules.max_uses is None else rules.max_uses
+        self._head: Final = rules.head
+        self._attention: Final = self.plan.attention
+        self._idle: Final = self.plan.idle
         self._teller: Final = teller
         self._rng: Final = rng
         door = Door(None, rng, is_fast=True)
         limit = Limit(rules.max_size, rule=Fixed())
         self.lane: Final = Lane(name, limit, Gate(name, door), owner=door)
-        self.plan: Final[PoolPlan[T]] = PoolPlan(rules)
         self.entries: Final[dict[int, Entry[T]]] = {}
         self.counts: Final = Counts()
         self.clock: Callable[[], float] = float
@@ -165,15 +170,18 @@ class Stock(Generic[T]):
     def take_at_once(self) -> Entry[T] | None:
         """Take what idles where the pool is fast and there is nothing to be awaited."""
         lane = self.lane
-        plan = self.plan
-        if not (self._is_fast and lane.is_open and lane.free > 0 and plan.idle):
+        idle = self._idle
+        if not (self._is_instant and idle and lane.free > 0 and lane.is_open):
             return None
-        entry = plan.idle[plan.head]
-        if self._calls.validate is not None or entry.expires_at <= self.clock():
+        now = self.clock()
+        entry = idle[self._head]
+        if entry.expires_at <= now:
             return None
-        del plan.idle[plan.head]
+        del idle[self._head]
         lane.free -= 1
-        self._look_short()
+        if self._has_minimum:
+            self._look_short()
+        entry.leased_at = now
         return entry
 
     def take_nowait(self, priority: Priority) -> Entry[T] | None:
@@ -181,7 +189,8 @@ class Stock(Generic[T]):
         self.check_open()
         while self.lane.can_take(1, priority) and (entry := self.plan.take()) is not None:
             self.lane.take(1, priority)
-            if entry.expires_at > self.clock():
+            entry.leased_at = self.clock()
+            if entry.expires_at > entry.leased_at:
                 self._look_short()
                 return entry
             self.discard(entry, ResourceEnd.OUTDATED)
@@ -203,12 +212,16 @@ class Stock(Generic[T]):
                 raise self._closed_error() from None
         entry = self.plan.take()
         self._look_short()
-        return await self._prepare(entry)
+        if entry is None or not self._is_ready(entry):
+            entry = await self._prepare(entry)
+        entry.leased_at = self.clock()
+        return entry
+
+    def _is_ready(self, entry: Entry[T]) -> bool:
+        return self._calls.validate is None and entry.expires_at > self.clock()
 
     async def _prepare(self, entry: Entry[T] | None) -> Entry[T]:
         """Make an entry fit for use, or another one, with a slot that is ours."""
-        if entry is not None and self._calls.validate is None and entry.expires_at > self.clock():
-            return entry
         if self.is_closed:  # since the slot was granted, so nothing idles any more
             self.lane.give_back(1)
             raise self._closed_error()
@@ -293,22 +306,27 @@ class Stock(Generic[T]):
 
     def take_back(self, entry: Entry[T]) -> None:
         """End a lease."""
-        entry.holder = None
         if self.is_closed:
             self.discard(entry, ResourceEnd.CLOSED)
-        elif self.plan.is_worn(entry):
+        elif entry.uses >= self._max_uses:
             self.discard(entry, ResourceEnd.WORN)
         elif self.can_reset:
+            entry.holder = None
             self._start(self._recycle, entry)
         else:
             self._let_idle(entry)
 
     def _let_idle(self, entry: Entry[T]) -> None:
-        due = self.plan.put(entry, self.clock())
-        if due < self._wakes_at:
-            self._wakes_at = due
+        entry.holder = None
+        entry.idle_since = now = self.clock()
+        self._idle.append(entry)
+        wakes_at = self._wakes_at
+        if now + self._attention < wakes_at or entry.expires_at < wakes_at:
             self._changed.set()
-        self.lane.give_back(1)
+        lane = self.lane
+        lane.free += 1
+        if not lane.is_open:
+            lane.settle()
 
     async def _recycle(self, entry: Entry[T]) -> None:
         is_clean = False
@@ -357,6 +375,7 @@ class Stock(Generic[T]):
         finally:
             self._destructions.pop(entry, None)
             del self.entries[id(entry.resource)]
+            self.counts.leased += entry.uses
             self.counts.destroyed += 1
             self.counts.destroy_failures += not is_clean
             destruction.over.set()

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from random import random
 from typing import Final, Generic, TypeVar, final
 
+import attrs
 from anyio import AsyncContextManagerMixin, CancelScope
-from attrs import asdict, frozen
+from attrs import frozen
 
 from orchestra._core.checks import check_callable, finite
 from orchestra._core.pool import PoolRules
@@ -230,7 +231,9 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
             CapacityError: The pool is closed.
             RuntimeError: The pool has not been entered.
         """
-        return await PoolLease(self._stock, priority, owner).begin()
+        lease = PoolLease(self._stock, priority, owner)
+        await lease.begin()
+        return lease
 
     def acquire_nowait(
         self, *, priority: Priority = Priority.NORMAL, owner: str = ""
@@ -249,7 +252,9 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
             CapacityError: The pool is closed.
             RuntimeError: The pool has not been entered.
         """
-        return PoolLease(self._stock, priority, owner).begin_nowait()
+        lease = PoolLease(self._stock, priority, owner)
+        lease.begin_nowait()
+        return lease
 
     async def invalidate(self, resource: T) -> None:
         """Destroy a resource that is of no use any more, and wait until that is done.
@@ -284,7 +289,8 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
     def statistics(self) -> PoolStatistics:
         """Count what there is and what has been done."""
         stock = self._stock
-        in_use = sum(entry.holder is not None for entry in stock.entries.values())
+        entries = stock.entries.values()
+        in_use = sum(entry.holder is not None for entry in entries)
         idle = len(stock.plan.idle)
         return PoolStatistics(
             max_size=stock.lane.limit,
@@ -292,7 +298,8 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
             idle=idle,
             busy=stock.live - in_use - idle,
             tasks_waiting=stock.lane.order.size,
-            **asdict(stock.counts),
+            **attrs.asdict(stock.counts)
+            | {"leased": stock.counts.leased + sum(entry.uses for entry in entries)},
         )
 
     def __repr__(self) -> str:
