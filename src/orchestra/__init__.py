@@ -56,7 +56,10 @@ if TYPE_CHECKING:
         SyncHookPoint,
     )
     from orchestra.pipeline import Pipeline, Timeout, TimeoutStatistics
+    from orchestra.pools.buffers import BufferPool, BufferPoolStatistics
+    from orchestra.pools.objects import ObjectPool, ObjectPoolStatistics
     from orchestra.pools.resources import PoolHolder, PoolLease, PoolStatistics, ResourcePool
+    from orchestra.pools.strings import StringPool, StringPoolStatistics
     from orchestra.pressure import MemoryPressure, MemoryReading
     from orchestra.processes import CommandOutput, run_command
     from orchestra.retry import Backoff, BudgetStatistics, Retry, RetryBudget, RetryStatistics
@@ -73,7 +76,8 @@ if TYPE_CHECKING:
         Verification,
     )
     from orchestra.scopes import TaskScope
-    from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
+    from orchestra.sessions.commands import CommandAgent
+    from orchestra.sessions.embedded import EmbeddedAgent, EmbeddedBackend, Turn
     from orchestra.stealing import DequeStatistics, Stealer, WorkStealingDeque, scan_files
     from orchestra.storage import Codec, Merge, MVCCStore, Reader, Snapshot, Transaction
     from orchestra.stores.codecs import JSONCodec, MsgspecCodec, RawCodec
@@ -92,6 +96,8 @@ __all__ = (
     "Backoff",
     "Block",
     "BudgetStatistics",
+    "BufferPool",
+    "BufferPoolStatistics",
     "Bulkhead",
     "CancelStyle",
     "Change",
@@ -132,6 +138,8 @@ __all__ = (
     "Merge",
     "Modify",
     "MsgspecCodec",
+    "ObjectPool",
+    "ObjectPoolStatistics",
     "PermissionPolicy",
     "PermissionRule",
     "Pipeline",
@@ -156,6 +164,8 @@ __all__ = (
     "StoreLease",
     "StoreStatistics",
     "Streak",
+    "StringPool",
+    "StringPoolStatistics",
     "SyncHookPoint",
     "TaskScope",
     "Timeout",
@@ -187,6 +197,8 @@ _HOMES = {
     "Backoff": "orchestra.retry",
     "Block": "orchestra.hooks",
     "BudgetStatistics": "orchestra.retry",
+    "BufferPool": "orchestra.pools.buffers",
+    "BufferPoolStatistics": "orchestra.pools.buffers",
     "Bulkhead": "orchestra.bulkhead",
     "CancelStyle": "orchestra.tools.command",
     "Change": "orchestra.revisions",
@@ -195,7 +207,7 @@ _HOMES = {
     "CircuitStatistics": "orchestra.breaker",
     "CircuitTrip": "orchestra.breaker",
     "Codec": "orchestra.storage",
-    "CommandAgent": "orchestra.sessions.embedded",
+    "CommandAgent": "orchestra.sessions.commands",
     "CommandOutput": "orchestra.processes",
     "Commit": "orchestra.revisions",
     "ConcurrencyController": "orchestra.concurrency",
@@ -227,6 +239,8 @@ _HOMES = {
     "Merge": "orchestra.storage",
     "Modify": "orchestra.hooks",
     "MsgspecCodec": "orchestra.stores.codecs",
+    "ObjectPool": "orchestra.pools.objects",
+    "ObjectPoolStatistics": "orchestra.pools.objects",
     "PermissionPolicy": "orchestra.abc",
     "PermissionRule": "orchestra.abc",
     "Pipeline": "orchestra.pipeline",
@@ -251,6 +265,8 @@ _HOMES = {
     "StoreLease": "orchestra.revisions",
     "StoreStatistics": "orchestra.revisions",
     "Streak": "orchestra.concurrency",
+    "StringPool": "orchestra.pools.strings",
+    "StringPoolStatistics": "orchestra.pools.strings",
     "SyncHookPoint": "orchestra.hooks",
     "TaskScope": "orchestra.scopes",
     "Timeout": "orchestra.pipeline",

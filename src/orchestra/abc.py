@@ -216,7 +216,12 @@ class Session(ABC):
         await anyio.lowlevel.checkpoint()
         return False
 
-    async def relabel(self, *, title: str, metadata: Mapping[str, str]) -> None:  # noqa: ARG002
+    async def relabel(
+        self,
+        *,
+        title: str,  # noqa: ARG002  (as in `prewarm`)
+        metadata: Mapping[str, str],  # noqa: ARG002
+    ) -> None:
         """Give a session that was opened ahead of its use its title and metadata; a checkpoint.
 
         Optional as the two are in `SessionBackend.open`. Those given before are replaced.
@@ -321,7 +326,7 @@ class SessionBackend(ABC):
         async with session:
             yield session
 
-    async def prewarm(self, directory: Path) -> None:
+    async def prewarm(self, directory: Path) -> None:  # noqa: ARG002  (a hint, not taken here)
         """Get a directory ready, so that the first prompt in it is as quick as later ones.
 
         A hint: it opens nothing that anybody has to close, costs no model call, and may be given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from orchestra.sessions.embedded import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
+from orchestra.sessions.commands import CommandAgent
+from orchestra.sessions.embedded import EmbeddedAgent, EmbeddedBackend, Turn
 
 __all__ = ("CommandAgent", "EmbeddedAgent", "EmbeddedBackend", "Turn")

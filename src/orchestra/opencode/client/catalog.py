@@ -8,7 +8,7 @@ from typing import Any, final
 from orchestra.abc import Agent
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.config import BASE_AGENT, permission_list
+from orchestra.opencode.client.config import BASE_AGENT, WARMING_PROVIDER, permission_list
 from orchestra.opencode.client.http import HttpClient
 
 __all__ = ("Catalog",)
@@ -34,6 +34,11 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"<Catalog {self._directory}, {len(self._agents)} agents>"
+
+    async def fetch(self) -> None:
+        """Fetch it now, so that nobody has to wait for it later."""
+        await self._find_agent(BASE_AGENT)
+        await self._fetch_models()
 
     async def prepare(
         self, agent: Agent, configured: Agent | None, default_model: str | None
@@ -87,18 +92,22 @@ class Catalog:
                 return str(known.model)
             return self._config.model
         if wanted not in self._models:
-            listed = await self._http.providers(self._directory)
-            self._models = {
-                f"{provider.id}/{model}"
-                for provider in listed.providers
-                for model in provider.models
-            }
+            await self._fetch_models()
         if wanted not in self._models:
             raise ModelNotFoundError(
                 f"the server has no model {wanted!r} in {self._directory}; "
                 f"it has {_listed(self._models)}"
             )
         return wanted
+
+    async def _fetch_models(self) -> None:
+        listed = await self._http.providers(self._directory)
+        self._models = {
+            f"{provider.id}/{model}"
+            for provider in listed.providers
+            if provider.id != WARMING_PROVIDER
+            for model in provider.models
+        }
 
 
 def _listed(names: Iterable[str]) -> str:
