@@ -60,7 +60,7 @@ class ToolCommand:
         directory: Its working directory.
         environment: Its whole environment; None: this process's.
         framing: How its messages are told apart.
-        cancellation: What it is told when an answer is not wanted any more.
+        cancel_style: What it is told when an answer is not wanted any more.
         request_timeout: Seconds a request may take, when it does not say itself; None: for ever.
         grace: Seconds it gets to settle a request that was given up, to end after its input has
             ended, and to end after it was asked to.
@@ -77,7 +77,7 @@ class ToolCommand:
     directory: Path = field(converter=Path)
     environment: Mapping[str, str] | None = field(default=None, repr=False)
     framing: Framing = field(default=Framing.LINES, validator=of_type(Framing))
-    cancellation: CancelStyle = field(default=CancelStyle.NONE, validator=of_type(CancelStyle))
+    cancel_style: CancelStyle = field(default=CancelStyle.NONE, validator=of_type(CancelStyle))
     request_timeout: float | None = field(default=60.0, validator=optional_seconds)
     grace: float = field(default=2.0, validator=not_negative)
     message_limit: int = field(default=16 * 1024 * 1024, validator=count)

@@ -92,7 +92,7 @@ class ToolProcess(AsyncContextManagerMixin):
     process dies or breaks the protocol, its group is killed, and the requests that wait fail at
     once, as every later one does. It is not started again: `ToolPool` does that.
 
-    Cancelling a request tells the server so, in the way of ``command.cancellation``, and does not
+    Cancelling a request tells the server so, in the way of ``command.cancel_style``, and does not
     wait for it. A process is entered once, belongs to one event loop, and is not thread-safe.
 
     Args:
@@ -250,7 +250,7 @@ class ToolProcess(AsyncContextManagerMixin):
         if self._over.is_set() or not self._peer.abandon(request_id):
             return
         self._unsettled[request_id] = anyio.current_time()
-        style = self.command.cancellation
+        style = self.command.cancel_style
         if style is CancelStyle.LANGUAGE_SERVER:
             self._put(self._peer.notify(style.value, {"id": request_id}))
         elif style is CancelStyle.CONTEXT_PROTOCOL:
