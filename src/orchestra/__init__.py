@@ -62,6 +62,13 @@ if TYPE_CHECKING:
     from orchestra.pools.strings import StringPool, StringPoolStatistics
     from orchestra.pressure import MemoryPressure, MemoryReading
     from orchestra.processes import CommandOutput, run_command
+    from orchestra.redaction import (
+        SECRET_RULES,
+        RedactionStream,
+        Redactor,
+        Secret,
+        SecretRule,
+    )
     from orchestra.retry import Backoff, BudgetStatistics, Retry, RetryBudget, RetryStatistics
     from orchestra.revisions import (
         AuditRecord,
@@ -78,6 +85,7 @@ if TYPE_CHECKING:
     from orchestra.scopes import TaskScope
     from orchestra.sessions.commands import CommandAgent
     from orchestra.sessions.embedded import EmbeddedAgent, EmbeddedBackend, Turn
+    from orchestra.sessions.pool import SessionLease, SessionPool, SessionPoolStatistics
     from orchestra.stealing import DequeStatistics, Stealer, WorkStealingDeque, scan_files
     from orchestra.storage import Codec, Merge, MVCCStore, Reader, Snapshot, Transaction
     from orchestra.stores.codecs import JSONCodec, MsgspecCodec, RawCodec
@@ -90,6 +98,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "AIMD",
+    "SECRET_RULES",
     "Agent",
     "AuditRecord",
     "BackendStatistics",
@@ -151,14 +160,21 @@ __all__ = (
     "RateLimit",
     "RawCodec",
     "Reader",
+    "RedactionStream",
+    "Redactor",
     "RegistryStatistics",
     "ResourcePool",
     "Retry",
     "RetryBudget",
     "RetryStatistics",
     "SQLiteStore",
+    "Secret",
+    "SecretRule",
     "Session",
     "SessionBackend",
+    "SessionLease",
+    "SessionPool",
+    "SessionPoolStatistics",
     "Snapshot",
     "Stealer",
     "StoreLease",
@@ -191,6 +207,7 @@ __all__ = (
 
 _HOMES = {
     "AIMD": "orchestra.concurrency",
+    "SECRET_RULES": "orchestra.redaction",
     "Agent": "orchestra.abc",
     "AuditRecord": "orchestra.revisions",
     "BackendStatistics": "orchestra.abc",
@@ -252,14 +269,21 @@ _HOMES = {
     "RateLimit": "orchestra.concurrency",
     "RawCodec": "orchestra.stores.codecs",
     "Reader": "orchestra.storage",
+    "RedactionStream": "orchestra.redaction",
+    "Redactor": "orchestra.redaction",
     "RegistryStatistics": "orchestra.hooks",
     "ResourcePool": "orchestra.pools.resources",
     "Retry": "orchestra.retry",
     "RetryBudget": "orchestra.retry",
     "RetryStatistics": "orchestra.retry",
     "SQLiteStore": "orchestra.stores.sqlite",
+    "Secret": "orchestra.redaction",
+    "SecretRule": "orchestra.redaction",
     "Session": "orchestra.abc",
     "SessionBackend": "orchestra.abc",
+    "SessionLease": "orchestra.sessions.pool",
+    "SessionPool": "orchestra.sessions.pool",
+    "SessionPoolStatistics": "orchestra.sessions.pool",
     "Snapshot": "orchestra.storage",
     "Stealer": "orchestra.stealing",
     "StoreLease": "orchestra.revisions",
