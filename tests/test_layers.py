@@ -34,6 +34,7 @@ LAYERS = {
     "orchestra.pools": 2,
     "orchestra.pressure": 2,
     "orchestra.processes": 2,
+    "orchestra.redaction": 2,
     "orchestra.retry": 2,
     "orchestra.scopes": 2,
     "orchestra.stealing": 2,
