@@ -351,7 +351,7 @@ class RedactionStream:
         cut = self._pending.rfind("\n") + 1
         key = _unfinished_key(self._pending[:cut])
         if key is not None and len(self._pending) - key <= _KEY:
-            cut = min(cut, key)
+            cut = self._pending.rfind("\n", 0, key) + 1
         elif key is not None:
             self._rest = _KEY_LEFT
             cut = len(self._pending)

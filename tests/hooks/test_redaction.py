@@ -97,7 +97,14 @@ SECRETS: Sequence[tuple[str, str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "before", "secret", "after"), SECRETS)
+each_secret = pytest.mark.parametrize(
+    ("kind", "before", "secret", "after"),
+    SECRETS,
+    ids=[f"{number}-{row[0]}" for number, row in enumerate(SECRETS)],
+)
+
+
+@each_secret
 def test_secrets_are_found(kind: str, before: str, secret: str, after: str) -> None:
     """Each format is found, named, and replaced exactly; the text around it stays."""
     text = f"{before}{secret}{after}"
@@ -108,7 +115,7 @@ def test_secrets_are_found(kind: str, before: str, secret: str, after: str) -> N
     assert REDACTOR.redact(text) == f"{before}[redacted:{kind}]{after}"
 
 
-@pytest.mark.parametrize(("kind", "before", "secret", "after"), SECRETS)
+@each_secret
 def test_what_is_redacted_stays(kind: str, before: str, secret: str, after: str) -> None:
     """Redacting again changes nothing, also among other words and with fingerprints."""
     for redactor in (REDACTOR, Redactor(fingerprint_key=b"key")):
@@ -117,7 +124,7 @@ def test_what_is_redacted_stays(kind: str, before: str, secret: str, after: str)
         assert secret not in once
 
 
-@pytest.mark.parametrize(("kind", "before", "secret", "after"), SECRETS)
+@each_secret
 def test_json_stays_json(kind: str, before: str, secret: str, after: str) -> None:
     """A JSON text with a secret in one of its strings is JSON after it was redacted."""
     text = json.dumps({"text": f"first\n{before}{secret}{after}", "last": 1})
@@ -160,7 +167,7 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize("text", HARMLESS)
+@pytest.mark.parametrize("text", HARMLESS, ids=range(len(HARMLESS)))
 def test_the_harmless_is_left_alone(text: str) -> None:
     """Digests, ids, paths, names, placeholders, certificates and code are no secrets."""
     assert REDACTOR.redact(text) == text
@@ -274,7 +281,7 @@ ADVERSARIES: Sequence[tuple[str, Callable[[int], str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make"), ADVERSARIES)
+@pytest.mark.parametrize(("name", "make"), ADVERSARIES, ids=[name for name, _ in ADVERSARIES])
 def test_time_is_linear(name: str, make: Callable[[int], str]) -> None:
     """Eight times the text takes about eight times as long, not sixty-four, whatever it holds."""
 
@@ -314,7 +321,7 @@ def test_pieces_give_what_the_whole_gives(text: str, cuts: list[int]) -> None:
     assert stream.held_back == 0
 
 
-@pytest.mark.parametrize(("kind", "before", "secret", "after"), SECRETS)
+@each_secret
 def test_no_seam_lets_a_secret_through(kind: str, before: str, secret: str, after: str) -> None:
     """Character by character, nothing of a secret comes out."""
     text = f"some words {before}{secret}{after}\nand more\n"
