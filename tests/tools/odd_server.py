@@ -75,9 +75,10 @@ def ask_a_lot(*_: Any) -> None:
 
 
 def tell(number: int, params: dict[str, Any]) -> int:
-    for count in range(params["count"]):
-        send(method="told", params=[count])
-    return params["count"]
+    count: int = params["count"]
+    for place in range(count):
+        send(method="told", params=[place])
+    return count
 
 
 def say(number: int, params: dict[str, Any]) -> None:

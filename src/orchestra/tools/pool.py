@@ -64,15 +64,18 @@ class _Share:
     @property
     def is_fit(self) -> bool:
         """Whether somebody may join."""
-        if self.lease is None:
-            return not self.is_ready.is_set()  # it is being started
-        process = self.lease.resource
-        return process.is_running and not process.is_stuck
+        if not self.is_ready.is_set():
+            return True  # the process is being started
+        return self.lease is not None and _is_fit(self.lease.resource)
 
     @property
     def load(self) -> tuple[int, int]:
         """How much there is to do before a newcomer is served."""
         return self.users, 0 if self.lease is None else self.lease.resource.load
+
+
+def _is_fit(process: ToolProcess) -> bool:
+    return process.is_running and not process.is_stuck
 
 
 @final
@@ -151,7 +154,7 @@ class ToolPool(AsyncContextManagerMixin):
         # room for a process, and nobody waits here.
         self._processes: Final = ResourcePool[ToolProcess](
             self._start,
-            validate=ToolProcess.wait_settled,
+            validate=self._check,
             destroy=self._stop,
             max_size=max_size,
             min_idle=min_idle,
@@ -268,7 +271,12 @@ class ToolPool(AsyncContextManagerMixin):
 
     async def _open(self, share: _Share) -> None:
         try:
-            share.lease = await self._processes.acquire(owner=_SLOTS)
+            while share.lease is None:
+                share.lease = lease = await self._processes.acquire(owner=_SLOTS)
+                # It may still be busy with what was given up. Cancelled here, it goes back as it is.
+                if lease.resource.load and not await lease.resource.wait_settled():
+                    share.lease = None
+                    lease.invalidate()
         except ToolError as exc:
             share.failure = exc
             raise
@@ -321,6 +329,10 @@ class ToolPool(AsyncContextManagerMixin):
                     )
             task_status.started()
             await process.wait_over()
+
+    @staticmethod
+    async def _check(process: ToolProcess) -> bool:
+        return _is_fit(process)
 
     @staticmethod
     async def _stop(process: ToolProcess) -> None:
