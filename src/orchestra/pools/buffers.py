@@ -19,7 +19,13 @@ _SMALL: Final = (10, 12, 14, 16)
 """The exponents of the small sizes: 1, 4, 16 and 64 KiB. Above come all powers of two."""
 
 _LOOK_AGE: Final = 64
-"""After so many leases of one size the clock is read. A power of two."""
+"""After so many leases of one size the clock is read."""
+
+_LOOK_LENT: Final = 8
+"""After so many leases of one size at the latest the lent buffers are looked at, and"""
+
+_PATIENCE: Final = 2
+"""so many that are found in use end the look."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +57,7 @@ class BufferPoolStatistics:
 class _Shelf:
     """The buffers of one size. Each step is atomic, and a buffer that is looked at is off the shelf."""
 
-    __slots__ = ("busy", "capacity", "collected", "idle", "leases", "lent", "resting")
+    __slots__ = ("capacity", "collected", "idle", "is_crowded", "leases", "lent", "resting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -59,13 +65,13 @@ class _Shelf:
         self.lent: deque[bytearray] = deque()  # in use when last looked at; lent last at the right
         self.idle: deque[bytearray] = deque()  # nothing uses them; used last at the right
         self.resting = 0  # how many idle ones, from the left, were not touched since aging
-        self.collected = 0  # the leases when `lent` was last searched
-        self.busy = 0  # how many were in use then
+        self.collected = 0  # the leases when `lent` was last looked at
+        self.is_crowded = False  # whether several are in use at a time
 
     def take(self) -> bytearray | None:
         """Take an idle buffer off the shelf, one that was used lately, while others are in use."""
-        if not self.idle or self.leases - self.collected > self.busy:
-            self.collect()  # seldom enough to look at one buffer per lease on average
+        if not self.idle or self.leases - self.collected > _LOOK_LENT:
+            self.collect(_PATIENCE)
         try:
             buffer = self.idle.pop()
         except IndexError:
@@ -73,16 +79,34 @@ class _Shelf:
         self.resting = min(self.resting, len(self.idle))
         return buffer
 
-    def collect(self) -> None:
-        """Find out which buffers are idle again."""
+    def collect(self, patience: int) -> None:
+        """Find lent buffers that are idle again, beginning with the one that was lent first.
+
+        Args:
+            patience: After so many that are in use it gives up; they are looked at last next time.
+        """
         self.collected = self.leases
+        self.is_crowded = False
         for _ in range(len(self.lent)):
             try:
                 buffer = self.lent.popleft()
             except IndexError:  # the last ones are in other threads' hands
                 break
-            (self.idle if _is_idle(buffer) else self.lent).append(buffer)
-        self.busy = len(self.lent)
+            try:
+                buffer.pop()  # refused as long as anything looks at the memory
+            except BufferError:
+                self.lent.append(buffer)
+                self.is_crowded = True
+                patience -= 1
+                if not patience:
+                    break
+            else:
+                buffer.append(0)
+                self.idle.append(buffer)
+
+    def collect_all(self) -> None:
+        """Find all lent buffers that are idle again."""
+        self.collect(len(self.lent) + 1)
 
 
 @final
@@ -196,20 +220,22 @@ class BufferPool:
         if not leases % _LOOK_AGE:
             self._age()
         lent = shelf.lent
-        try:
-            buffer = lent.pop()
-        except IndexError:
-            found = shelf.take()
-        else:
+        found: bytearray | None = None
+        if not shelf.is_crowded:
             try:
-                buffer.pop()  # as `_is_idle`; a call costs here
-            except BufferError:
-                lent.append(buffer)
-                found = shelf.take()
+                buffer = lent.pop()
+            except IndexError:
+                pass
             else:
-                buffer.append(0)
-                found = buffer
-        if found is None:
+                try:
+                    buffer.pop()  # as in `collect`: a call costs here
+                except BufferError:
+                    lent.append(buffer)
+                    shelf.is_crowded = True
+                else:
+                    buffer.append(0)
+                    found = buffer
+        if found is None and (found := shelf.take()) is None:
             return self._fresh(shelf, size)
         view = memoryview(found)
         if size != shelf.capacity:
@@ -228,7 +254,7 @@ class BufferPool:
         with self._lock:
             held = self._held
             for shelf in self._shelves:
-                shelf.collect()
+                shelf.collect_all()
                 self._let_go(shelf, shelf.idle, len(shelf.idle))
             return held - self._held
 
@@ -236,7 +262,7 @@ class BufferPool:
         """Count what it has and has done; looks at every buffer."""
         with self._lock:
             for shelf in self._shelves:
-                shelf.collect()
+                shelf.collect_all()
             return BufferPoolStatistics(
                 leases=self._oversized + sum(shelf.leases for shelf in self._shelves),
                 misses=self._misses,
@@ -285,7 +311,7 @@ class BufferPool:
             self._aged = now
             for shelf in self._shelves:
                 self._let_go(shelf, shelf.idle, shelf.resting)
-                shelf.collect()
+                shelf.collect_all()
                 self._let_go(shelf, shelf.lent, len(shelf.lent))  # who needs it has it
                 shelf.resting = len(shelf.idle)
 
@@ -304,13 +330,3 @@ class BufferPool:
             f"<BufferPool {now.in_use} in use, {now.idle} idle, "
             f"{now.held_bytes // _KIB}/{self._max_bytes // _KIB} KiB>"
         )
-
-
-def _is_idle(buffer: bytearray) -> bool:
-    """Whether nothing uses it; it must be off the shelf."""
-    try:
-        buffer.pop()  # refused as long as anything looks at the memory
-    except BufferError:
-        return False
-    buffer.append(0)
-    return True
