@@ -92,6 +92,12 @@ if TYPE_CHECKING:
     from orchestra.stores.memory import MemoryStore
     from orchestra.stores.sqlite import SQLiteStore
     from orchestra.tools.command import CancelStyle, Framing, ToolCommand
+    from orchestra.tools.language import (
+        Diagnostic,
+        LanguageServer,
+        LanguageServerStatistics,
+        Severity,
+    )
     from orchestra.tools.pool import ToolPool, ToolPoolStatistics
     from orchestra.tools.process import ToolProcess, ToolProcessStatistics
     from orchestra.workers import WorkerStatistics, WorkStealingPool, WorkStealingStatistics
@@ -123,6 +129,7 @@ __all__ = (
     "ConcurrencyToken",
     "Contention",
     "DequeStatistics",
+    "Diagnostic",
     "Difference",
     "EmbeddedAgent",
     "EmbeddedBackend",
@@ -137,6 +144,8 @@ __all__ = (
     "HookStatistics",
     "JSONCodec",
     "KeyDigest",
+    "LanguageServer",
+    "LanguageServerStatistics",
     "Limit",
     "LimitRule",
     "LimitState",
@@ -175,6 +184,7 @@ __all__ = (
     "SessionLease",
     "SessionPool",
     "SessionPoolStatistics",
+    "Severity",
     "Snapshot",
     "Stealer",
     "StoreLease",
@@ -232,6 +242,7 @@ _HOMES = {
     "ConcurrencyToken": "orchestra.concurrency",
     "Contention": "orchestra.revisions",
     "DequeStatistics": "orchestra.stealing",
+    "Diagnostic": "orchestra.tools.language",
     "Difference": "orchestra.revisions",
     "EmbeddedAgent": "orchestra.sessions.embedded",
     "EmbeddedBackend": "orchestra.sessions.embedded",
@@ -246,6 +257,8 @@ _HOMES = {
     "HookStatistics": "orchestra.hooks",
     "JSONCodec": "orchestra.stores.codecs",
     "KeyDigest": "orchestra.revisions",
+    "LanguageServer": "orchestra.tools.language",
+    "LanguageServerStatistics": "orchestra.tools.language",
     "Limit": "orchestra.concurrency",
     "LimitRule": "orchestra.concurrency",
     "LimitState": "orchestra.concurrency",
@@ -284,6 +297,7 @@ _HOMES = {
     "SessionLease": "orchestra.sessions.pool",
     "SessionPool": "orchestra.sessions.pool",
     "SessionPoolStatistics": "orchestra.sessions.pool",
+    "Severity": "orchestra.tools.language",
     "Snapshot": "orchestra.storage",
     "Stealer": "orchestra.stealing",
     "StoreLease": "orchestra.revisions",
