@@ -23,11 +23,12 @@ class CancelStyle(Enum):
     """Nothing. It goes on, and its answer is dropped."""
 
     LANGUAGE_SERVER = "$/cancelRequest"
-    """As language servers have it: it answers the request at once, with a result or an error."""
+    """A notification of language servers, which then answer the request at once, with a result or
+    an error."""
 
     CONTEXT_PROTOCOL = "notifications/cancelled"
-    """As the Model Context Protocol has it: it does not answer the request. So it is asked for a
-    ``ping`` too, whose answer (an error will do) proves that it is not stuck."""
+    """A notification of the Model Context Protocol, whose servers do not answer the request. So
+    they are asked for a ``ping`` too: its answer, even an error, proves that they are not stuck."""
 
 
 def _as_argv(argv: Sequence[str]) -> tuple[str, ...]:
