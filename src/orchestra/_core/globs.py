@@ -95,7 +95,7 @@ def _alternatives(pattern: str, whole: str) -> list[str]:
     for index, char in _plain(pattern, whole):
         depth += {"{": 1, "}": -1}.get(char, 0)
         if depth < 0:
-            raise ValueError(f"the glob {whole!r} closes a brace that it has not opened")
+            raise ValueError(f"the glob {whole!r} closes a brace that is not open; write \\}}")
         if (char in "{," and depth == 1) or (char == "}" and depth == 0):
             cuts.append(index)
         if char == "}" and depth == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -172,7 +171,7 @@ class Root:
         if self.read(relative, limit=len(expected)) != expected:
             return False
         parent, _, name = relative.rpartition("/")
-        temporary = f".{name[:80]}.{secrets.token_hex(4)}"
+        temporary = f".{name[:80]}.{os.urandom(4).hex()}"
         with self.folder(parent) as folder:
             mode = stat.S_IMODE(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
