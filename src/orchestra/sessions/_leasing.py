@@ -4,51 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, final
 
-import anyio
-from attrs import define, field
+from attrs import define, frozen
 
 from orchestra.abc import Agent, Session
-from orchestra.concurrency import ConcurrencyToken, Priority
-from orchestra.pools.resources import PoolLease, ResourcePool
+from orchestra.concurrency import Priority
+from orchestra.pools.resources import PoolLease
 
 if TYPE_CHECKING:
     from orchestra.sessions.pool import SessionPool
 
-__all__ = ("KeptSession", "Key", "Room", "SessionLease")
+__all__ = ("WANTED", "KeptSession", "Place", "SessionLease")
 
-Key: TypeAlias = tuple[Agent, str, str]
-"""Agent, directory, and under the policy ``reset`` the mission."""
+
+@frozen
+class Place:
+    """Where a session is, and whose."""
+
+    agent: Agent
+    directory: str
+    mission: str
+
+
+WANTED: Final[ContextVar[Place | None]] = ContextVar("orchestra_wanted_session", default=None)
+"""What the lease wants that the resource pool serves in this task; it knows nothing of places.
+None in the pool's own tasks."""
 
 
 @define(eq=False)
 class KeptSession:
-    """A session, and when it was last known to be well."""
-
-    session: Session
-    seen_at: float
-
-
-@define(eq=False)
-class Room:
-    """The sessions of one key, and how many want them.
+    """A session of a pool.
 
     Attributes:
-        pool: The sessions.
-        role: Whose they are.
-        users: Leases that are held or being waited for.
-        used_at: When the last of them ended.
-        is_open: Set when ``pool`` can be used.
+        session: The session.
+        place: Where it was opened, and for which mission.
+        seen_at: When it was last known to be well.
+        is_used: Whether it has been leased.
     """
 
-    pool: ResourcePool[KeptSession]
-    role: str
-    used_at: float
-    users: int = 0
-    is_open: anyio.Event = field(factory=anyio.Event)
+    session: Session
+    place: Place
+    seen_at: float
+    is_used: bool = False
+
+    def suits(self, place: Place) -> bool:
+        """Whether it may be leased there; one that was never used has no mission yet."""
+        mine = self.place
+        is_same = mine.agent == place.agent and mine.directory == place.directory
+        return is_same and (not self.is_used or mine.mission == place.mission)
 
 
 @final
@@ -69,12 +76,10 @@ class SessionLease(AbstractAsyncContextManager[Session]):
     __slots__ = (
         "_inner",
         "_is_used",
-        "_key",
         "_label",
+        "_place",
         "_pool",
         "_priority",
-        "_room",
-        "_token",
         "agent",
         "directory",
         "mission",
@@ -87,21 +92,18 @@ class SessionLease(AbstractAsyncContextManager[Session]):
     def __init__(
         self,
         pool: SessionPool,
-        key: Key,
-        mission: str,
+        place: Place,
         label: tuple[str, Mapping[str, str]] | None,
         priority: Priority,
     ) -> None:
-        self.agent = key[0]
-        self.directory = Path(key[1])
-        self.mission = mission
-        self._key: Final = key
+        self.agent = place.agent
+        self.directory = Path(place.directory)
+        self.mission = place.mission
+        self._place: Final = place
         self._label: Final = label
         self._priority: Final = priority
         self._pool: Final = pool
         self._is_used = False
-        self._token: ConcurrencyToken | None = None
-        self._room: Room | None = None
         self._inner: PoolLease[KeptSession] | None = None
 
     @property
@@ -124,13 +126,11 @@ class SessionLease(AbstractAsyncContextManager[Session]):
         """Give the session back, to be closed or, under the policy ``reset``, to be emptied."""
         if self._inner is not None:
             self._inner.release()
-        self._leave()
 
     def invalidate(self) -> None:
         """Give the session back as of no use any more: it is closed."""
         if self._inner is not None:
             self._inner.invalidate()
-        self._leave()
 
     async def __aenter__(self) -> Session:
         await self._begin()
@@ -153,29 +153,19 @@ class SessionLease(AbstractAsyncContextManager[Session]):
         if self._is_used:
             raise RuntimeError("a lease is entered once; ask the pool for another one")
         self._is_used = True
-        await self._pool._serve(self._take)  # noqa: SLF001 - a lease is half of its pool
-
-    async def _take(self) -> None:
-        """Get a seat of the role, then a session; all or nothing."""
-        pool = self._pool
+        sessions = await self._pool._enter(self._place)  # noqa: SLF001 - half of its pool
+        before = WANTED.set(self._place)
         try:
-            self._token = await pool._seats.acquire(  # noqa: SLF001
-                self.agent.name, priority=self._priority
-            )
-            self._room = room = pool._enter(self._key)  # noqa: SLF001
-            await room.is_open.wait()
-            self._inner = await room.pool.acquire(priority=self._priority, owner=self.mission)
-            if self._label is not None:
-                title, metadata = self._label
-                await self.session.relabel(title=title, metadata=metadata)
-        except BaseException:
-            self.invalidate()
-            raise
-
-    def _leave(self) -> None:
-        if self._room is not None:
-            self._pool._leave(self._room)  # noqa: SLF001
-            self._room = None
-        if self._token is not None:
-            self._token.release()
-            self._token = None
+            self._inner = await sessions.acquire(priority=self._priority, owner=self.mission)
+        finally:
+            WANTED.reset(before)
+        kept = self._inner.resource
+        kept.place = self._place
+        kept.is_used = True
+        if self._label is not None:
+            title, metadata = self._label
+            try:
+                await kept.session.relabel(title=title, metadata=metadata)
+            except BaseException:
+                self.invalidate()
+                raise

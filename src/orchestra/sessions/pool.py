@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Final, Literal, cast, final
 
 import anyio
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin, CancelScope
 from anyio.abc import TaskGroup
-from attrs import asdict, frozen
+from attrs import asdict, define, field, frozen
 
 from orchestra._core.pool import PoolRules
 from orchestra.abc import Agent, Session, SessionBackend
 from orchestra.background import background_tasks
-from orchestra.concurrency import ConcurrencyController, Priority
+from orchestra.concurrency import Priority
 from orchestra.errors import CapacityError
 from orchestra.events import ResourceCreated, ResourceDestroyed
 from orchestra.pools.resources import PoolHolder, ResourcePool
-from orchestra.sessions._leasing import KeptSession, Key, Room, SessionLease
+from orchestra.sessions._leasing import WANTED, KeptSession, Place, SessionLease
 
 __all__ = ("SessionLease", "SessionPool", "SessionPoolStatistics")
 
@@ -42,6 +41,7 @@ class SessionPoolStatistics:
         closed: How many were closed.
         reset_failures: How many were closed because they could not be proved to be empty.
         unfit: How many were closed because they were not well when they were looked at.
+        misplaced: How many were closed because the next lease was for another place or mission.
     """
 
     in_use: int
@@ -54,6 +54,26 @@ class SessionPoolStatistics:
     closed: int
     reset_failures: int
     unfit: int
+    misplaced: int
+
+
+@define(eq=False)
+class _Role:
+    """The sessions of one role.
+
+    Attributes:
+        pool: The sessions.
+        place: Where the role was last wanted, and is expected to be wanted next.
+        misplaced: How many sessions were closed for being elsewhere.
+        is_open: Set when ``pool`` can be used.
+        is_over: Whether everything in it has been closed.
+    """
+
+    pool: ResourcePool[KeptSession]
+    place: Place
+    misplaced: int = 0
+    is_open: anyio.Event = field(factory=anyio.Event)
+    is_over: bool = False
 
 
 @final
@@ -75,9 +95,10 @@ class SessionPool(AsyncContextManagerMixin):
       proved that its context is empty, and by the same mission only. One that is busy, in doubt
       or cannot be proved empty is closed.
 
-    At most ``max_size`` sessions of a role are leased at once, over all directories; further
-    tasks wait, by priority and then first come, first served. In one directory there are never
-    more of a role than that, the idle ones and those that are being closed included.
+    At no time are there more than ``max_size`` sessions of a role, over all directories and
+    missions, those that are being opened, emptied or closed included. Further tasks wait, by
+    priority and then first come, first served. An idle session that was opened for another
+    directory, agent or mission than the next lease wants makes room for one that suits.
 
     **Ending a lease never waits.** The pool's own tasks abort, wait until the session is idle, and
     close it; in a shield and for a bounded time. Cancellation loses no session and no place.
@@ -93,11 +114,11 @@ class SessionPool(AsyncContextManagerMixin):
         policy: ``fresh`` or ``reset``.
         max_size: How many sessions of a role there may be; at least 1.
         sizes: The same for single roles, by the agent's name.
-        min_idle: How many sessions of a role are kept open ahead in a directory that is in use,
-            as far as there is room for them.
+        min_idle: How many sessions of a role are kept open ahead, where that role was last
+            wanted, as far as there is room for them.
         max_uses: How often a session is leased under the policy ``reset``; None: without end.
-        idle_timeout: Seconds after which an idle session is closed, down to ``min_idle``; and the
-            last ones when for so long nobody has wanted any (looked at as seldom). None: never.
+        idle_timeout: Seconds after which an idle session is closed, down to ``min_idle``. None:
+            never.
         health_interval: Seconds after which an idle session is looked at with `Session.check`;
             it is looked at before a lease, too, if that was not done in the last half of it.
             None: before each lease only.
@@ -129,9 +150,7 @@ class SessionPool(AsyncContextManagerMixin):
             raise ValueError(f"policy must be 'fresh' or 'reset', not {policy!r}")
         self._backend: Final = backend
         self._policy: Final = policy
-        self._max_size: Final = max_size
-        self._sizes: Final = dict(sizes or {})
-        self._seats: Final = ConcurrencyController(self._sizes, default=max_size)
+        self._sizes: Final = _checked_sizes(sizes or {})
         self._rules: Final = PoolRules(
             max_size=max_size,
             min_idle=min_idle,
@@ -142,11 +161,8 @@ class SessionPool(AsyncContextManagerMixin):
         self._call_timeout: Final = call_timeout
         self._grace_period: Final = grace_period
         self._listener: Final = listener
-        self._make_pool((Agent("-"), "-", ""), max_size)  # so that what is wrong is said at once
-        self._rooms: Final[dict[Key, Room]] = {}
-        self._leaving: Final[set[Room]] = set()
-        self._past: Final[dict[str, Counter[str]]] = {}
-        self._begins: Final[set[CancelScope]] = set()
+        self._roles: Final[dict[str, _Role]] = {}
+        self._make_role("-")  # so that what is wrong is said at once
         self._tasks: TaskGroup | None = None
         self._closing: Final = anyio.Event()
         self._is_empty: Final = anyio.Event()
@@ -183,9 +199,8 @@ class SessionPool(AsyncContextManagerMixin):
             CapacityError: The pool is closed.
             RuntimeError: The pool has not been entered.
         """
-        key = self._key(agent, directory, mission)
         label = (title, metadata or {}) if title or metadata else None
-        return SessionLease(self, key, mission, label, priority)
+        return SessionLease(self, _place(agent, directory, mission), label, priority)
 
     async def acquire(
         self,
@@ -227,19 +242,16 @@ class SessionPool(AsyncContextManagerMixin):
         await lease._begin()  # noqa: SLF001 - a lease is half of its pool
         return lease
 
-    async def prewarm(
-        self, directory: Path | str, agents: Iterable[Agent | str] = (), *, mission: str = ""
-    ) -> None:
+    async def prewarm(self, directory: Path | str, agents: Iterable[Agent | str] = ()) -> None:
         """Get a directory ready before it is needed. Always a checkpoint.
 
         Waits for `SessionBackend.prewarm`; on OpenCode that is most of what a first prompt in a
-        new directory takes. Then has the pool open ``min_idle`` sessions for each agent, in the
-        background.
+        new directory takes. Then has the pool open ``min_idle`` sessions of each role there, in
+        the background.
 
         Args:
             directory: The directory.
             agents: For whom to open sessions.
-            mission: For whom they are to work, under the policy ``reset``.
 
         Raises:
             CapacityError: The pool is closed.
@@ -248,7 +260,7 @@ class SessionPool(AsyncContextManagerMixin):
         self._check_open()
         await self._backend.prewarm(Path(directory))
         for agent in agents:
-            self._leave(self._enter(self._key(agent, directory, mission)))
+            await self._enter(_place(agent, directory, ""))
 
     # ---- state ----
 
@@ -261,8 +273,8 @@ class SessionPool(AsyncContextManagerMixin):
                 held_for=held.held_for,
                 place=held.place,
             )
-            for room in self._live_rooms()
-            for held in room.pool.holders()
+            for role in self._roles.values()
+            for held in role.pool.holders()
         ]
         return tuple(sorted(found, key=lambda held: -held.held_for))
 
@@ -273,26 +285,22 @@ class SessionPool(AsyncContextManagerMixin):
             role: An agent's name; None: all roles together.
         """
         total: Counter[str] = Counter()
-        roles = set()
-        for room in self._live_rooms():
-            if role in {None, room.role}:
-                total.update(asdict(room.pool.statistics()))
-                roles.add(room.role)
-        for past, counts in self._past.items():
-            if role in {None, past}:
-                total.update(counts)
-        waiting = sum(self._seats.statistics(one).tasks_waiting for one in roles)
+        for name, one in self._roles.items():
+            if role in {None, name}:
+                total.update(asdict(one.pool.statistics()))
+                total["misplaced"] += one.misplaced
         return SessionPoolStatistics(
             in_use=total["in_use"],
             idle=total["idle"],
             busy=total["busy"],
-            tasks_waiting=total["tasks_waiting"] + waiting,
+            tasks_waiting=total["tasks_waiting"],
             leased=total["leased"],
             opened=total["created"],
             open_failures=total["create_failures"],
             closed=total["destroyed"],
             reset_failures=total["reset_failures"],
-            unfit=total["validation_failures"],
+            unfit=total["validation_failures"] - total["misplaced"],
+            misplaced=total["misplaced"],
         )
 
     def __repr__(self) -> str:
@@ -329,104 +337,68 @@ class SessionPool(AsyncContextManagerMixin):
 
     def _close(self) -> None:
         self._closing.set()
-        for scope in self._begins:
-            scope.cancel()
         self._look_empty()
 
     def _look_empty(self) -> None:
-        if self._closing.is_set() and not self._rooms and not self._leaving:
+        if self._closing.is_set() and all(role.is_over for role in self._roles.values()):
             self._is_empty.set()
 
-    def _check_open(self) -> None:
+    def _check_open(self) -> TaskGroup:
         if self._closing.is_set():
-            raise self._closed_error()
+            raise CapacityError("the pool of sessions is closed; lease inside its own block")
         if self._tasks is None:
             raise RuntimeError(
                 "the pool of sessions has no tasks to work with; enter it with 'async with'"
             )
+        return self._tasks
 
-    def _closed_error(self) -> CapacityError:
-        return CapacityError("the pool of sessions is closed; lease inside its own block")
+    # ---- roles ----
 
-    async def _serve(self, take: Callable[[], Awaitable[None]]) -> None:
-        """Wait for what a lease wants, or until the pool is closed."""
-        self._check_open()
-        with CancelScope() as scope:
-            self._begins.add(scope)
-            try:
-                await take()
-            finally:
-                self._begins.discard(scope)
-        if scope.cancelled_caught:
-            raise self._closed_error()
+    async def _enter(self, place: Place) -> ResourcePool[KeptSession]:
+        """The sessions of a role, which from now on are opened at this place."""
+        tasks = self._check_open()
+        name = place.agent.name
+        role = self._roles.get(name)
+        if role is None:
+            role = self._roles[name] = self._make_role(name)
+            tasks.start_soon(self._keep, role, name=f"orchestra sessions of {name}")
+        role.place = place
+        await role.is_open.wait()
+        return role.pool
 
-    # ---- rooms ----
-
-    def _key(self, agent: Agent | str, directory: Path | str, mission: str) -> Key:
-        wanted = Agent(agent) if isinstance(agent, str) else agent
-        place = str(Path(directory).absolute())
-        return wanted, place, mission if self._policy == "reset" else ""
-
-    def _live_rooms(self) -> Iterable[Room]:
-        yield from self._rooms.values()
-        yield from self._leaving
-
-    def _enter(self, key: Key) -> Room:
-        """Find or make the room of a key, and count a user of it."""
-        self._check_open()
-        assert self._tasks is not None  # noqa: S101 - checked a line above
-        room = self._rooms.get(key)
-        if room is None:
-            role = key[0].name
-            pool = self._make_pool(key, self._sizes.get(role, self._max_size))
-            room = self._rooms[key] = Room(pool, role, anyio.current_time())
-            self._tasks.start_soon(self._keep, key, room, name=f"orchestra sessions {pool.name}")
-        room.users += 1
-        return room
-
-    def _leave(self, room: Room) -> None:
-        room.users -= 1
-        room.used_at = anyio.current_time()
-
-    async def _keep(self, key: Key, room: Room) -> None:
-        """Keep a room open until nobody wants it any more."""
+    async def _keep(self, role: _Role) -> None:
+        """Keep the sessions of a role until the pool is left; an owner that is one task."""
+        WANTED.set(None)  # whoever wanted the role first is not what its own tasks work for
         try:
-            async with room.pool:
-                room.is_open.set()
-                await self._wait_unused(room)
-                # From here on who wants the key gets another room.
-                self._leaving.add(self._rooms.pop(key))
+            async with role.pool:
+                role.is_open.set()
+                await self._closing.wait()
         finally:
-            room.is_open.set()
-            self._rooms.pop(key, None)
-            self._leaving.discard(room)
-            self._past.setdefault(room.role, Counter()).update(asdict(room.pool.statistics()))
+            role.is_open.set()
+            role.is_over = True
             self._look_empty()
 
-    async def _wait_unused(self, room: Room) -> None:
-        patience = self._rules.idle_timeout or math.inf
-        is_wanted = True
-        while is_wanted and not self._closing.is_set():
-            with anyio.move_on_after(patience):
-                await self._closing.wait()
-            is_wanted = room.users > 0 or anyio.current_time() - room.used_at < patience
-
-    def _make_pool(self, key: Key, size: int) -> ResourcePool[KeptSession]:
-        agent, directory, mission = key
+    def _make_role(self, name: str) -> _Role:
+        rules = self._rules
+        size = self._sizes.get(name, rules.max_size)
 
         async def open_one() -> KeptSession:
-            session = await self._backend.open(agent, directory=Path(directory))
-            return KeptSession(session, anyio.current_time())
+            place = WANTED.get() or role.place
+            session = await self._backend.open(place.agent, directory=Path(place.directory))
+            return KeptSession(session, place, anyio.current_time())
 
-        async def close(kept: KeptSession) -> None:
-            await kept.session.aclose()
+        async def is_fit(kept: KeptSession) -> bool:
+            place = WANTED.get()
+            if place is not None and not kept.suits(place):
+                role.misplaced += 1
+                return False
+            return await self._is_well(kept)
 
-        rules = self._rules
-        return ResourcePool(
+        pool = ResourcePool(
             open_one,
             reset=_empty if self._policy == "reset" else None,
-            validate=self._is_fit,
-            destroy=close,
+            validate=is_fit,
+            destroy=_close_one,
             max_size=size,
             min_idle=min(rules.min_idle, size),
             max_uses=rules.max_uses,
@@ -434,19 +406,39 @@ class SessionPool(AsyncContextManagerMixin):
             health_interval=rules.health_interval,
             call_timeout=self._call_timeout,
             grace_period=self._grace_period,
-            name=f"{agent.name} in {directory}" + (f" for {mission}" if mission else ""),
+            name=name,
             listener=self._listener,
         )
+        role = _Role(pool, _place(name, ".", ""))  # the place comes with who wants it first
+        return role
 
-    async def _is_fit(self, kept: KeptSession) -> bool:
+    async def _is_well(self, kept: KeptSession) -> bool:
         now = anyio.current_time()
         half = (self._rules.health_interval or 0.0) / 2
         # A used session is looked at again even if it has just been emptied: what was written
         # late would be seen by its next holder.
-        if self._policy == "fresh" and now - kept.seen_at < half:
+        if not kept.is_used and now - kept.seen_at < half:
             return True
         kept.seen_at = now
         return await kept.session.check()
+
+
+def _checked_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    for role, size in cast("Mapping[str, object]", sizes).items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"sizes[{role!r}] must be an int, not {size!r}")
+        if size < 1:
+            raise ValueError(f"sizes[{role!r}] must be at least 1, not {size!r}")
+    return dict(sizes)
+
+
+def _place(agent: Agent | str, directory: Path | str, mission: str) -> Place:
+    wanted = Agent(agent) if isinstance(agent, str) else agent
+    return Place(wanted, str(Path(directory).absolute()), mission)
+
+
+async def _close_one(kept: KeptSession) -> None:
+    await kept.session.aclose()
 
 
 async def _empty(kept: KeptSession) -> None:
