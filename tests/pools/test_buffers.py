@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import pickle
 import random
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from interrupted import interrupted
 
 from orchestra import BufferPool
 
@@ -314,6 +316,26 @@ def test_a_steady_burst_keeps_its_memory() -> None:
     assert (now.trimmed, now.misses) == (0, 63)
 
 
+def test_what_was_used_lately_stays() -> None:
+    """Buffers that were used since the last time, if only once, are not old."""
+    clock = Clock()
+    pool = BufferPool(idle_timeout=10.0, clock=clock)
+    burst(pool, 10)
+    clock.now = 10.0
+    for _ in range(64):
+        burst(pool, 1)
+    burst(pool, 10)
+    assert pool.statistics().idle == 10
+    clock.now = 20.0
+    for _ in range(64):
+        burst(pool, 1)
+    assert pool.statistics().idle == 10
+    clock.now = 30.0
+    for _ in range(64):
+        burst(pool, 1)
+    assert pool.statistics().idle == 1
+
+
 def test_a_miss_makes_a_seldom_used_pool_look_at_its_age() -> None:
     """Fresh memory is a moment to let go of old memory, so a few leases are enough."""
     clock = Clock()
@@ -336,6 +358,44 @@ def test_memory_lent_for_long_is_no_longer_counted() -> None:
         pool.lease(1024).release()
     assert pool.statistics().held_bytes <= KIB
     assert len({*map(address, held)}) == 4
+
+
+def used_pool(in_use: int, idle: int) -> tuple[BufferPool, list[memoryview]]:
+    """A pool with so many buffers, and the views that use some of them."""
+    pool = BufferPool()
+    views = [pool.lease(KIB) for _ in range(in_use + idle)]
+    for view in views[in_use:]:
+        view.release()
+    return pool, views[:in_use]
+
+
+@pytest.mark.parametrize(("in_use", "idle"), [(0, 0), (0, 1), (0, 5), (1, 0), (3, 3)])
+@pytest.mark.parametrize("other", ["lease", "trim", "statistics"])
+def test_a_lease_may_be_interrupted_anywhere(in_use: int, idle: int, other: str) -> None:
+    """Whatever another thread does between two instructions of a lease, memory is lent once."""
+    for at in range(1000):
+        pool, views = used_pool(in_use, idle)
+
+        def intrude(pool: BufferPool = pool, views: list[memoryview] = views) -> None:
+            if pool._lock._is_owned():  # type: ignore[attr-defined]  # another thread would wait
+                return
+            if other == "lease":
+                views.append(pool.lease(KIB))
+            elif other == "trim":
+                pool.trim()
+            else:
+                pool.statistics()
+
+        lease = functools.partial(pool.lease, KIB)
+        mine, is_inside = interrupted(lease, intrude, at=at, within="/orchestra/pools/")
+        views.append(mine)
+        if not is_inside:
+            break
+        assert len({*map(address, views)}) == len(views)
+        now = pool.statistics()
+        assert now.in_use == len(views)
+        assert now.held_bytes == (now.in_use + now.idle) * KIB
+    assert at > 10
 
 
 def test_threads_never_share_memory() -> None:

@@ -12,6 +12,7 @@ from attrs import define
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from interrupted import interrupted
 
 from orchestra import ObjectPool
 
@@ -283,6 +284,53 @@ def test_a_pool_is_freed_at_once() -> None:
         del lent
     finally:
         gc.enable()
+
+
+@KINDS
+@pytest.mark.parametrize("idle", [0, 1, 3])
+def test_an_acquire_may_be_interrupted_anywhere(kind: type[Any], idle: int) -> None:
+    """Whatever another thread acquires between two instructions, each object is lent once."""
+    for at in range(1000):
+        pool = ObjectPool(kind, max_idle=3, prewarm=idle)
+        others: list[Any] = []
+
+        def intrude(pool: ObjectPool[Any] = pool, others: list[Any] = others) -> None:
+            others.append(pool.acquire())
+
+        mine, is_inside = interrupted(pool.acquire, intrude, at=at, within="/orchestra/pools/")
+        if not is_inside:
+            break
+        assert others != [mine]
+        assert pool.statistics().in_use == 2
+        pool.release(mine)
+        pool.release(others[0])
+    assert at > 10
+
+
+@KINDS
+def test_a_release_may_be_interrupted_anywhere(kind: type[Any]) -> None:
+    """Of two threads that return the same object one is refused, and the object is idle once."""
+    for at in range(1000):
+        pool = ObjectPool(kind, prewarm=0)
+        lent = pool.acquire()
+        refused: list[RuntimeError] = []
+
+        def release(
+            pool: ObjectPool[Any] = pool,
+            lent: Any = lent,
+            refused: list[RuntimeError] = refused,
+        ) -> None:
+            try:
+                pool.release(lent)
+            except RuntimeError as error:
+                refused.append(error)
+
+        _, is_inside = interrupted(release, release, at=at, within="/orchestra/pools/")
+        if not is_inside:
+            break
+        assert len(refused) == 1
+        assert pool.statistics().idle == 1
+    assert at > 10
 
 
 @KINDS

@@ -205,9 +205,7 @@ class ObjectPool(Generic[T]):
                 "new object each time"
             )
         if key in self._lent:
-            # What was lent under this address has died, or nothing else could be there.
-            self._lent.discard(key)
-            self._lost += 1
+            self._lost += 1  # what was lent under this address has died, or this could not be there
         try:
             mark = _Mark(made, self._forget)
         except TypeError:
