@@ -23,7 +23,7 @@ from orchestra.abc import (
 )
 from orchestra.errors import TransportError
 from orchestra.opencode.client.catalog import Catalog
-from orchestra.opencode.client.config import server_config, warming_model
+from orchestra.opencode.client.config import server_config
 from orchestra.opencode.client.http import HttpClient
 from orchestra.opencode.client.locate import check_version, locate_opencode
 from orchestra.opencode.client.prewarm import prewarm
@@ -309,10 +309,9 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
     async def prewarm(self, directory: Path) -> None:
         """Make the server load what the directory needs; see `SessionBackend.prewarm`.
 
-        A server of our own is brought as far as the model by a prompt to a provider that does
-        not exist; that takes a default model in ``model`` or ``config``. Without one, and on a
-        server that runs already, it is about two thirds of the way: the configuration and the
-        providers.
+        A server of our own is brought as far as the call of the model, by a prompt to a provider
+        that nobody can reach; that takes a default model in ``model`` or ``config``. Otherwise it
+        is about two thirds of the way: the configuration and the providers.
 
         Args:
             directory: An existing directory.
@@ -320,8 +319,9 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         await anyio.lowlevel.checkpoint()
         workspace = await self._enter_workspace(directory)
         if not workspace.is_warm:
-            await self._catalogs[workspace.directory].fetch()
-            await prewarm(workspace, warming_model(self._config) if self._server else None)
+            catalog = self._catalogs[workspace.directory]
+            await catalog.fetch()
+            await prewarm(workspace, catalog.warming_model)
 
     def _check_open(self) -> HttpClient:
         if not self._is_open or self._http is None:

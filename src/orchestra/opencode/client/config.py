@@ -10,12 +10,12 @@ from orchestra.errors import ConfigurationError
 
 __all__ = (
     "BASE_AGENT",
+    "WARMING_MODEL",
     "WARMING_PROVIDER",
     "merge",
     "permission_list",
     "permission_object",
     "server_config",
-    "warming_model",
 )
 
 BASE_AGENT = "orchestra"
@@ -25,7 +25,7 @@ WARMING_PROVIDER = "orchestra-prewarm"
 """A provider that nobody can reach. A prompt to its model makes the server load all that a prompt
 needs, up to the call of the model, which fails at once and costs nothing."""
 
-_WARMING_MODEL = "none"
+WARMING_MODEL = "none"
 _UNREACHABLE = "http://127.0.0.1:1/"
 
 _BASE_PROMPT = "Work on your own in the working directory; nobody can answer questions."
@@ -113,23 +113,12 @@ def server_config(
     return _with_warming(merged) if merged.get("model") else merged
 
 
-def warming_model(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """The model for prewarming, as a prompt names it; None when a server does not have it.
-
-    Args:
-        config: What the server was started with.
-    """
-    if WARMING_PROVIDER not in config.get("provider", {}):
-        return None
-    return {"providerID": WARMING_PROVIDER, "modelID": _WARMING_MODEL}
-
-
 def _with_warming(config: dict[str, Any]) -> dict[str, Any]:
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "Nobody, for prewarming",
         "options": {"baseURL": _UNREACHABLE, "apiKey": "none"},
-        "models": {_WARMING_MODEL: {"name": _WARMING_MODEL}},
+        "models": {WARMING_MODEL: {"name": WARMING_MODEL}},
     }
     changed = merge(config, {"provider": {WARMING_PROVIDER: provider}})
     if (enabled := config.get("enabled_providers")) is not None:
