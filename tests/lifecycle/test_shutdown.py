@@ -11,6 +11,7 @@ from signal import SIGTERM, Signals
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -878,7 +879,7 @@ def test_a_lambda_around_an_async_function_is_awaited(loop: str) -> None:
     ended: list[bool] = []
 
     async def close() -> None:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         ended.append(threading.current_thread() is threading.main_thread())
 
     async def main() -> None:
