@@ -47,8 +47,11 @@ nitpick_ignore_regex = [
 # What only factories make: how it is constructed is nobody's business.
 FROM_FACTORIES = {
     "orchestra.ConcurrencyToken",
+    "orchestra.ShutdownGuard",
+    "orchestra.ShutdownHandler",
     "orchestra.Stealer",
     "orchestra.TaskScope",
+    "orchestra.TrackedResource",
     "orchestra.Turn",
 }
 

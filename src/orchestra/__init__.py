@@ -55,6 +55,13 @@ if TYPE_CHECKING:
         RegistryStatistics,
         SyncHookPoint,
     )
+    from orchestra.ownership import (
+        KindStatistics,
+        OwnedResource,
+        ResourceTracker,
+        TrackedResource,
+        TrackerStatistics,
+    )
     from orchestra.pipeline import Pipeline, Timeout, TimeoutStatistics
     from orchestra.pools.buffers import BufferPool, BufferPoolStatistics
     from orchestra.pools.objects import ObjectPool, ObjectPoolStatistics
@@ -86,6 +93,14 @@ if TYPE_CHECKING:
     from orchestra.sessions.commands import CommandAgent
     from orchestra.sessions.embedded import EmbeddedAgent, EmbeddedBackend, Turn
     from orchestra.sessions.pool import SessionLease, SessionPool, SessionPoolStatistics
+    from orchestra.shutdown import (
+        HandlerReport,
+        ShutdownGuard,
+        ShutdownHandler,
+        ShutdownManager,
+        ShutdownReport,
+        ShutdownStatistics,
+    )
     from orchestra.stealing import DequeStatistics, Stealer, WorkStealingDeque, scan_files
     from orchestra.storage import Codec, Merge, MVCCStore, Reader, Snapshot, Transaction
     from orchestra.stores.codecs import JSONCodec, MsgspecCodec, RawCodec
@@ -137,6 +152,7 @@ __all__ = (
     "FailureRate",
     "Fixed",
     "Framing",
+    "HandlerReport",
     "Hook",
     "HookPhase",
     "HookPoint",
@@ -144,6 +160,7 @@ __all__ = (
     "HookStatistics",
     "JSONCodec",
     "KeyDigest",
+    "KindStatistics",
     "LanguageServer",
     "LanguageServerStatistics",
     "Limit",
@@ -158,6 +175,7 @@ __all__ = (
     "MsgspecCodec",
     "ObjectPool",
     "ObjectPoolStatistics",
+    "OwnedResource",
     "PermissionPolicy",
     "PermissionRule",
     "Pipeline",
@@ -173,6 +191,7 @@ __all__ = (
     "Redactor",
     "RegistryStatistics",
     "ResourcePool",
+    "ResourceTracker",
     "Retry",
     "RetryBudget",
     "RetryStatistics",
@@ -185,6 +204,11 @@ __all__ = (
     "SessionPool",
     "SessionPoolStatistics",
     "Severity",
+    "ShutdownGuard",
+    "ShutdownHandler",
+    "ShutdownManager",
+    "ShutdownReport",
+    "ShutdownStatistics",
     "Snapshot",
     "Stealer",
     "StoreLease",
@@ -201,6 +225,8 @@ __all__ = (
     "ToolPoolStatistics",
     "ToolProcess",
     "ToolProcessStatistics",
+    "TrackedResource",
+    "TrackerStatistics",
     "Transaction",
     "Turn",
     "Verification",
@@ -250,6 +276,7 @@ _HOMES = {
     "FailureRate": "orchestra.breaker",
     "Fixed": "orchestra.concurrency",
     "Framing": "orchestra.tools.command",
+    "HandlerReport": "orchestra.shutdown",
     "Hook": "orchestra.hooks",
     "HookPhase": "orchestra.hooks",
     "HookPoint": "orchestra.hooks",
@@ -257,6 +284,7 @@ _HOMES = {
     "HookStatistics": "orchestra.hooks",
     "JSONCodec": "orchestra.stores.codecs",
     "KeyDigest": "orchestra.revisions",
+    "KindStatistics": "orchestra.ownership",
     "LanguageServer": "orchestra.tools.language",
     "LanguageServerStatistics": "orchestra.tools.language",
     "Limit": "orchestra.concurrency",
@@ -271,6 +299,7 @@ _HOMES = {
     "MsgspecCodec": "orchestra.stores.codecs",
     "ObjectPool": "orchestra.pools.objects",
     "ObjectPoolStatistics": "orchestra.pools.objects",
+    "OwnedResource": "orchestra.ownership",
     "PermissionPolicy": "orchestra.abc",
     "PermissionRule": "orchestra.abc",
     "Pipeline": "orchestra.pipeline",
@@ -286,6 +315,7 @@ _HOMES = {
     "Redactor": "orchestra.redaction",
     "RegistryStatistics": "orchestra.hooks",
     "ResourcePool": "orchestra.pools.resources",
+    "ResourceTracker": "orchestra.ownership",
     "Retry": "orchestra.retry",
     "RetryBudget": "orchestra.retry",
     "RetryStatistics": "orchestra.retry",
@@ -298,6 +328,11 @@ _HOMES = {
     "SessionPool": "orchestra.sessions.pool",
     "SessionPoolStatistics": "orchestra.sessions.pool",
     "Severity": "orchestra.tools.language",
+    "ShutdownGuard": "orchestra.shutdown",
+    "ShutdownHandler": "orchestra.shutdown",
+    "ShutdownManager": "orchestra.shutdown",
+    "ShutdownReport": "orchestra.shutdown",
+    "ShutdownStatistics": "orchestra.shutdown",
     "Snapshot": "orchestra.storage",
     "Stealer": "orchestra.stealing",
     "StoreLease": "orchestra.revisions",
@@ -314,6 +349,8 @@ _HOMES = {
     "ToolPoolStatistics": "orchestra.tools.pool",
     "ToolProcess": "orchestra.tools.process",
     "ToolProcessStatistics": "orchestra.tools.process",
+    "TrackedResource": "orchestra.ownership",
+    "TrackerStatistics": "orchestra.ownership",
     "Transaction": "orchestra.storage",
     "Turn": "orchestra.sessions.embedded",
     "Verification": "orchestra.revisions",
