@@ -406,7 +406,7 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
             Row(name="made and dropped", run=make_records),
         ),
         note=(
-            "Here we lose: CPython makes a plain record faster than a `with` block is entered and "
+            "Here we lose: CPython makes a plain record faster than a ``with`` block is entered and "
             "left, and frees it without the garbage collector. Do not pool such records."
         ),
     ),
@@ -420,7 +420,7 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
             Row(name="dict.setdefault, unbounded", run=intern_with(by_dict)),
         ),
         note=(
-            "Here we lose: what the pool adds to `sys.intern` is a bound and statistics, for the "
+            "Here we lose: what the pool adds to ``sys.intern`` is a bound and statistics, for the "
             "price of a Python call."
         ),
     ),
@@ -459,7 +459,7 @@ BENCHMARKS: tuple[Benchmark[Any], ...] = (
         5000,
         note=(
             "Here we lose: so little fresh memory costs less than calling any function written in "
-            "Python. Take `bytearray` for it."
+            "Python. Take ``bytearray`` for it."
         ),
     ),
     one_at_a_time("1 KiB", 1 * KIB, 5000, note="Here we lose by the same call."),

@@ -38,6 +38,7 @@ def interrupted(
         return trace
 
     usual = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # or Python 3.12 does not look at other frames' flags
     sys.settrace(trace)
     try:
         result = call()

@@ -36,10 +36,10 @@ class StringPoolStatistics:
 class StringPool:
     """Gives one and the same object for equal strings, and keeps the most recently used ones.
 
-    It is `sys.intern` with a bound and with statistics: what it gives is interned, and it keeps it
+    It is ``sys.intern`` with a bound and with statistics: what it gives is interned, and it keeps it
     alive. It saves memory where many records that live long repeat few strings, such as the names
     of agents, models and tools that a JSON decoder copies each time. It does not save time:
-    `sys.intern` costs less where the strings are known to be few, and comparing equal strings by
+    ``sys.intern`` costs less where the strings are known to be few, and comparing equal strings by
     ``==`` costs little more than by ``is``.
 
     On Python 3.12 the interpreter itself keeps every interned string for ever, so there the bound is
