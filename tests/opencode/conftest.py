@@ -66,6 +66,16 @@ RULES = (
         ],
     ),
     Rule(agent="boss", answer=delegate),
+    Rule(
+        agent="noter",
+        answer=[
+            ToolCall(
+                "todowrite",
+                {"todos": [{"content": "the secret", "status": "pending", "priority": "high"}]},
+            ),
+            "Noted.",
+        ],
+    ),
 )
 
 AGENTS = (
@@ -77,7 +87,7 @@ AGENTS = (
     ),
     *(
         Agent(name, prompt=f"You are the {name}.")
-        for name in ("empty", "limited", "parked", "cut", "noise", "boss")
+        for name in ("empty", "limited", "parked", "cut", "noise", "boss", "noter")
     ),
 )
 
