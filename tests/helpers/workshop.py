@@ -16,6 +16,10 @@ from orchestra import ResourcePool
 CALLS = ("create", "reset", "validate", "destroy")
 
 
+class ToldError(OSError):
+    """What a call raises that was told to fail."""
+
+
 @define(eq=False)
 class Thing:
     """A resource that knows what has been done with it."""
@@ -25,6 +29,7 @@ class Thing:
     resets: int = 0
     checks: int = 0
     is_fit: bool = True
+    is_refused: bool = False
     is_destroyed: bool = False
 
     @contextmanager
@@ -64,6 +69,11 @@ class Workshop:
         options = {"max_size": self.max_size, "destroy": self.destroy, **functions, **options}
         return ResourcePool(self.create, **options)
 
+    @property
+    def held(self) -> set[str]:
+        """The calls that wait."""
+        return set(self._queues)
+
     def hold(self, call: str) -> None:
         """From now on let each call of a kind wait until it is let go."""
         self._queues[call] = deque()
@@ -99,7 +109,7 @@ class Workshop:
                 if event in queue:
                     queue.remove(event)
         if fails:
-            raise OSError(f"{call} fails as told")
+            raise ToldError(f"{call} fails as told")
 
     async def create(self) -> Thing:
         self.present += 1
@@ -122,6 +132,7 @@ class Workshop:
         with thing.used_by("validate"):
             await self._step("validate")
         thing.checks += 1
+        thing.is_refused |= not thing.is_fit
         return thing.is_fit
 
     async def destroy(self, thing: Thing) -> None:

@@ -333,13 +333,12 @@ async def test_validation_that_raises_or_hangs_means_unfit(
 async def test_invalidate_ends_the_lease() -> None:
     """An invalidated resource is destroyed at once and its place is free; its lease is over."""
     shop = Workshop()
-    async with shop.pool("reset") as pool:
-        async with pool.lease() as thing:
-            await pool.invalidate(thing)
-            assert thing.is_destroyed
-            assert pool.holders() == ()
-            async with pool.lease() as other:
-                assert other is not thing
+    async with shop.pool("reset") as pool, pool.lease() as thing:
+        await pool.invalidate(thing)
+        assert thing.is_destroyed
+        assert pool.holders() == ()
+        async with pool.lease() as other:
+            assert other is not thing
     assert shop.calls["reset"] == 1
     shop.check_over()
 
@@ -639,7 +638,7 @@ async def test_events_and_statistics() -> None:
         ResourceDestroyed,
     ]
     assert events[1] == ResourceDestroyed(
-        pool="things", cause=ResourceEnd.WORN, uses=2, age=pytest.approx(2.0), is_clean=True
+        pool="things", cause=ResourceEnd.WORN, uses=2, age=2.0, is_clean=True
     )
 
 
