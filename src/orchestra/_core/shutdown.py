@@ -89,7 +89,7 @@ class ShutdownReport:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of the process: 128 plus the signal's number, or 0."""
+        """128 plus the signal's number, as a shell expects of the process; 0 without a signal."""
         return 0 if self.signal is None else 128 + self.signal
 
 
