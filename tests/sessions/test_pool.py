@@ -68,6 +68,23 @@ async def test_sessions_are_opened_ahead() -> None:
     assert inn.open_now == []
 
 
+async def test_prewarming_another_directory_moves_what_idles() -> None:
+    """Sessions opened ahead are opened where they are wanted next; those in use stay."""
+    inn = Inn()
+    async with SessionPool(inn, min_idle=2) as pool:
+        await pool.prewarm(HERE, ["worker"])
+        await anyio.sleep(5)
+        lease = await pool.acquire("worker", directory=HERE)
+        await anyio.sleep(5)
+        await pool.prewarm(THERE, ["worker"])
+        await anyio.sleep(5)
+        assert sorted(str(one.directory) for one in inn.open_now) == ["/here", "/there", "/there"]
+        assert lease.is_held
+        now = pool.statistics()
+        assert (now.misplaced, now.unfit, now.idle) == (2, 0, 2)
+        lease.release()
+
+
 async def test_prewarming_a_directory_alone_opens_nothing() -> None:
     """Without agents only the backend is asked."""
     inn = Inn()

@@ -64,16 +64,28 @@ class _Role:
     Attributes:
         pool: The sessions.
         place: Where the role was last wanted, and is expected to be wanted next.
+        sessions: Those that are open.
         misplaced: How many sessions were closed for being elsewhere.
+        mismatches: How many of them when a lease came across them.
         is_open: Set when ``pool`` can be used.
         is_over: Whether everything in it has been closed.
     """
 
     pool: ResourcePool[KeptSession]
     place: Place
+    sessions: set[KeptSession] = field(factory=set)
     misplaced: int = 0
+    mismatches: int = 0
     is_open: anyio.Event = field(factory=anyio.Event)
     is_over: bool = False
+
+    async def move(self, place: Place) -> None:
+        """Close what idles elsewhere, so that it can be opened here."""
+        held = {id(holder.resource) for holder in self.pool.holders()}
+        for kept in list(self.sessions):
+            if kept in self.sessions and id(kept) not in held and not kept.suits(place):
+                self.misplaced += 1
+                await self.pool.invalidate(kept)
 
 
 @final
@@ -247,7 +259,7 @@ class SessionPool(AsyncContextManagerMixin):
 
         Waits for `SessionBackend.prewarm`; on OpenCode that is most of what a first prompt in a
         new directory takes. Then has the pool open ``min_idle`` sessions of each role there, in
-        the background.
+        the background, in the place of those that idle elsewhere.
 
         Args:
             directory: The directory.
@@ -260,7 +272,9 @@ class SessionPool(AsyncContextManagerMixin):
         self._check_open()
         await self._backend.prewarm(Path(directory))
         for agent in agents:
-            await self._enter(_place(agent, directory, ""))
+            place = _place(agent, directory, "")
+            await self._enter(place)
+            await self._roles[place.agent.name].move(place)
 
     # ---- state ----
 
@@ -289,6 +303,7 @@ class SessionPool(AsyncContextManagerMixin):
             if role in {None, name}:
                 total.update(asdict(one.pool.statistics()))
                 total["misplaced"] += one.misplaced
+                total["mismatches"] += one.mismatches
         return SessionPoolStatistics(
             in_use=total["in_use"],
             idle=total["idle"],
@@ -299,7 +314,7 @@ class SessionPool(AsyncContextManagerMixin):
             open_failures=total["create_failures"],
             closed=total["destroyed"],
             reset_failures=total["reset_failures"],
-            unfit=total["validation_failures"] - total["misplaced"],
+            unfit=total["validation_failures"] - total["mismatches"],
             misplaced=total["misplaced"],
         )
 
@@ -385,12 +400,19 @@ class SessionPool(AsyncContextManagerMixin):
         async def open_one() -> KeptSession:
             place = WANTED.get() or role.place
             session = await self._backend.open(place.agent, directory=Path(place.directory))
-            return KeptSession(session, place, anyio.current_time())
+            kept = KeptSession(session, place, anyio.current_time())
+            role.sessions.add(kept)
+            return kept
+
+        async def close_one(kept: KeptSession) -> None:
+            role.sessions.discard(kept)
+            await kept.session.aclose()
 
         async def is_fit(kept: KeptSession) -> bool:
             place = WANTED.get()
             if place is not None and not kept.suits(place):
                 role.misplaced += 1
+                role.mismatches += 1
                 return False
             return await self._is_well(kept)
 
@@ -398,7 +420,7 @@ class SessionPool(AsyncContextManagerMixin):
             open_one,
             reset=_empty if self._policy == "reset" else None,
             validate=is_fit,
-            destroy=_close_one,
+            destroy=close_one,
             max_size=size,
             min_idle=min(rules.min_idle, size),
             max_uses=rules.max_uses,
@@ -435,10 +457,6 @@ def _checked_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
 def _place(agent: Agent | str, directory: Path | str, mission: str) -> Place:
     wanted = Agent(agent) if isinstance(agent, str) else agent
     return Place(wanted, str(Path(directory).absolute()), mission)
-
-
-async def _close_one(kept: KeptSession) -> None:
-    await kept.session.aclose()
 
 
 async def _empty(kept: KeptSession) -> None:
