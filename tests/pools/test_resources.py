@@ -623,14 +623,14 @@ async def test_holders() -> None:
 async def test_events_and_statistics() -> None:
     """A listener is told what was created and destroyed; one that raises is dropped."""
     events: list[Any] = []
-    shop = Workshop(2)
+    shop = Workshop()
     async with shop.pool(max_uses=2, name="things", listener=events.append) as pool:
         for _ in range(3):
             async with pool.lease():
                 await anyio.sleep(1)
         now = pool.statistics()
-        assert (now.leased, now.created, now.destroyed, now.max_size) == (3, 2, 1, 2)
-        assert repr(pool).startswith("<ResourcePool 'things' 0 in use, 1 idle, 0 busy of 2; 0")
+        assert (now.leased, now.created, now.destroyed, now.max_size) == (3, 2, 1, 1)
+        assert repr(pool).startswith("<ResourcePool 'things' 0 in use, 1 idle, 0 busy of 1; 0")
     assert [type(event) for event in events] == [
         ResourceCreated,
         ResourceDestroyed,
