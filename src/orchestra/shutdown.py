@@ -217,12 +217,12 @@ class ShutdownManager(AsyncContextManagerMixin):
 
     @property
     def signal(self) -> Signals | None:
-        """The first signal that came; None: none did."""
+        """The first signal that came, if one did."""
         return self._signal
 
     @property
     def report(self) -> ShutdownReport | None:
-        """How the shutdown went; None until it is over."""
+        """How the shutdown went, once it is over."""
         return self._report
 
     def request(self, reason: str = "it was requested") -> None:
