@@ -88,7 +88,15 @@ def bench(session: nox.Session) -> None:
     install(session, "tests", "bench")
     session.run("python", "-m", "benchmarks", "--save", "docs/benchmarks", *session.posargs)
     if not session.posargs:
-        for script in ("import_time", "mission_overhead", "evidence", "turn_latency", "stealing"):
+        scripts = (
+            "import_time",
+            "mission_overhead",
+            "evidence",
+            "turn_latency",
+            "prewarm",
+            "stealing",
+        )
+        for script in scripts:
             # 1 says that a bound was missed, which the printed figures show too.
             session.run("python", "-m", f"benchmarks.{script}", success_codes=[0, 1])
 

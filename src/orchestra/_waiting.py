@@ -15,7 +15,7 @@ The rules that every use relies on:
 from __future__ import annotations
 
 import sys
-from asyncio import Future
+from asyncio import Future, get_running_loop
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import cache
 from types import coroutine
@@ -23,8 +23,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, final
 
 from orchestra._core.waiters import Priority, WaitOrder
 
-__all__ = ("WaitQueue", "checkpoint", "park")
-
+__all__ = ("WaitQueue", "checkpoint", "loop_clock", "park")
 
 N = TypeVar("N")
 
@@ -56,6 +55,17 @@ async def checkpoint() -> None:
         await _trio()[0].checkpoint()
     else:
         await _yield_once()
+
+
+def loop_clock() -> Callable[[], float]:
+    """Return the clock of the running event loop, for who reads it often.
+
+    It tells what ``anyio.current_time()`` tells, for a tenth of its price.
+    """
+    if _is_trio():
+        now: Callable[[], float] = _trio()[0].current_clock().current_time
+        return now
+    return get_running_loop().time
 
 
 def park(

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 from attrs import field, frozen, validators
 
 from orchestra.events import Finished, PermissionReply, PermissionRequest, SessionEvent
@@ -188,6 +189,54 @@ class Session(ABC):
         checkpoint.
         """
 
+    async def check(self) -> bool:
+        """Ask whether the session could take a prompt now. Always a checkpoint.
+
+        That is: the backend can be reached, still has the session, and it is idle. If the session
+        has no prompt behind it, or none since its `reset`, its context must also still be empty.
+        Whatever is wrong makes the answer False; nothing is raised for it.
+
+        A backend whose sessions cannot get lost need not implement it; the answer is then True.
+        """
+        await anyio.lowlevel.checkpoint()
+        return True
+
+    async def reset(self) -> bool:
+        """Empty the session's context, and prove that it is empty. Always a checkpoint.
+
+        After True the session is as good as new: nothing that was said to it, by it or by a tool
+        is left in the backend, and no notes of the agent's. It says True only when it has seen
+        that; a session for which it says anything else should be closed. Files are left alone.
+
+        A backend that cannot prove it need not implement it; the answer is then False.
+
+        Returns:
+            Whether the context is empty. False for a session that is busy or closed.
+        """
+        await anyio.lowlevel.checkpoint()
+        return False
+
+    async def relabel(
+        self,
+        *,
+        title: str,  # noqa: ARG002  (as in `prewarm`)
+        metadata: Mapping[str, str],  # noqa: ARG002
+    ) -> None:
+        """Give a session that was opened ahead of its use its title and metadata; a checkpoint.
+
+        Optional as the two are in `SessionBackend.open`. Those given before are replaced.
+
+        Args:
+            title: A line for people.
+            metadata: Kept with the session where the backend can.
+
+        Raises:
+            SessionLostError: The backend does not know the session any more.
+            TransportError: The backend cannot be reached.
+            ServerError: The backend answered with an error.
+        """
+        await anyio.lowlevel.checkpoint()
+
     @abstractmethod
     async def aclose(self) -> None:
         """Abort what runs, wait until it is idle, and give back what the session holds.
@@ -276,6 +325,24 @@ class SessionBackend(ABC):
         session = await self.open(agent, directory=directory, title=title, metadata=metadata)
         async with session:
             yield session
+
+    async def prewarm(self, directory: Path) -> None:  # noqa: ARG002  (a hint, not taken here)
+        """Get a directory ready, so that the first prompt in it is as quick as later ones.
+
+        A hint: it opens nothing that anybody has to close, costs no model call, and may be given
+        any number of times. A backend without such costs need not implement it. Always a
+        checkpoint.
+
+        Args:
+            directory: As for `open`.
+
+        Raises:
+            TransportError: The backend cannot be reached.
+            ServerError: The backend answered with an error.
+            NotADirectoryError: ``directory`` does not exist or is not a directory.
+            anyio.ClosedResourceError: The backend has not been entered, or has been left.
+        """
+        await anyio.lowlevel.checkpoint()
 
     @abstractmethod
     def statistics(self) -> BackendStatistics:

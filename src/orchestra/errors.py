@@ -19,12 +19,15 @@ __all__ = (
     "AgentNotFoundError",
     "AmbiguousCommitError",
     "AmbiguousItemError",
+    "BlockedError",
     "BudgetExceededError",
     "CapacityError",
     "CircuitOpenError",
     "CompactedError",
     "ConfigurationError",
     "ConflictError",
+    "HookError",
+    "HookOrderError",
     "ItemNotFoundError",
     "LeaseLostError",
     "MissionError",
@@ -38,11 +41,18 @@ __all__ = (
     "ServerError",
     "SessionError",
     "SessionLostError",
+    "ShuttingDownError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
     "StoreReadOnlyError",
+    "ToolError",
+    "ToolLostError",
+    "ToolProtocolError",
+    "ToolResponseError",
+    "ToolStartError",
+    "ToolTimeoutError",
     "TransportError",
     "UnknownPriceError",
 )
@@ -208,6 +218,79 @@ class UnknownPriceError(RejectedError, LookupError):
 
     def __reduce__(self) -> tuple[type[UnknownPriceError], tuple[str]]:
         return type(self), (self.model,)
+
+
+class BlockedError(OrchestraError):
+    """A hook did not let something pass.
+
+    Args:
+        point: The name of the hook point.
+        hook: The hook's name.
+        reason: Why, in the hook's words.
+    """
+
+    def __init__(self, point: str, hook: str, reason: str) -> None:
+        super().__init__(point, hook, reason)
+        self.point = point
+        self.hook = hook
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"hook {self.hook!r} of {self.point!r} does not let this pass: {self.reason}"
+
+
+class HookError(OrchestraError):
+    """A hook raised, and its error policy does not let the others go on; see ``__cause__``.
+
+    Args:
+        point: The name of the hook point.
+        hook: The hook's name.
+        attempts: How often it was called for this value.
+    """
+
+    def __init__(self, point: str, hook: str, attempts: int = 1) -> None:
+        super().__init__(point, hook, attempts)
+        self.point = point
+        self.hook = hook
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tries = "" if self.attempts == 1 else f" {self.attempts} times"
+        return (
+            f"hook {self.hook!r} of {self.point!r} raised{tries}; mend it, or register it with "
+            "on_error='continue'"
+        )
+
+
+class HookOrderError(OrchestraError, ValueError):
+    """Hooks cannot be put in an order that all of them want; nothing was registered.
+
+    Args:
+        message: What is wrong and what to do.
+        members: The names of the hooks that cannot agree.
+    """
+
+    def __init__(self, message: str, members: tuple[str, ...]) -> None:
+        super().__init__(message, members)
+        self.members = members
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ShuttingDownError(RejectedError):
+    """A shutdown has been requested, and no new work is begun.
+
+    Args:
+        reason: Why it was requested.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"shutting down ({reason}): begin no new work here")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ShuttingDownError], tuple[str]]:
+        return type(self), (self.reason,)
 
 
 class ConfigurationError(OrchestraError, ValueError):
@@ -391,3 +474,53 @@ class SchemaError(StoreError):
 
 class StoreBusyError(RejectedError, StoreError):
     """Another process holds the store's lock; nothing was started, so trying again is safe."""
+
+
+class ToolError(OrchestraError):
+    """A tool process did not do what it was asked.
+
+    Args:
+        message: What happened and what to do.
+        stderr: The end of what the process wrote to its standard error.
+    """
+
+    def __init__(self, message: str, stderr: str = "") -> None:
+        super().__init__(message, stderr)
+        self.message = message
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ToolStartError(ToolError):
+    """The tool process could not be started; nothing was asked of it."""
+
+
+class ToolLostError(ToolError):
+    """The tool process ended, or closed its pipes; what was asked may have been done or not."""
+
+
+class ToolProtocolError(ToolError):
+    """The tool process wrote what is not its protocol, and was ended for it."""
+
+
+class ToolTimeoutError(ToolError, TimeoutError):
+    """The tool process did not answer in time, and was told that the answer is not wanted."""
+
+
+class ToolResponseError(ToolError):
+    """The tool process answered, with an error.
+
+    Args:
+        message: What happened and what to do.
+        code: The JSON-RPC error code.
+        data: What the error carries.
+        stderr: The end of what the process wrote to its standard error.
+    """
+
+    def __init__(self, message: str, code: int, data: object = None, stderr: str = "") -> None:
+        super().__init__(message, stderr)
+        self.args = (message, code, data, stderr)
+        self.code = code
+        self.data = data

@@ -20,13 +20,19 @@ __all__ = (
     "CircuitState",
     "FinishReason",
     "Finished",
+    "HandlerOutcome",
     "PermissionAsked",
     "PermissionReply",
     "PermissionRequest",
     "QuestionAsked",
+    "ResourceCreated",
+    "ResourceDestroyed",
+    "ResourceEnd",
     "RetryScheduled",
     "RetryVerdict",
     "SessionEvent",
+    "ShutdownChanged",
+    "ShutdownPhase",
     "Started",
     "TextReceived",
     "TodoChanged",
@@ -338,6 +344,45 @@ class CircuitChanged:
     retry_after: float | None = None
 
 
+class ShutdownPhase(Enum):
+    """Where a shutdown stands."""
+
+    RUNNING = "running"
+    """Nobody has requested it."""
+    DRAINING = "draining"
+    """Work in flight may end; new work is refused."""
+    CLEANING = "cleaning up"
+    """Handlers are called."""
+    FINISHED = "finished"
+    """All of them are over."""
+
+
+@frozen(kw_only=True)
+class ShutdownChanged:
+    """A shutdown entered a phase, or its grace was cut.
+
+    Attributes:
+        phase: Where it stands now.
+        reason: Why it was requested.
+        is_cut: Whether its grace has been cut.
+    """
+
+    phase: ShutdownPhase
+    reason: str
+    is_cut: bool = False
+
+
+class HandlerOutcome(Enum):
+    """How the call that should end something went."""
+
+    OK = "ok"
+    """It returned."""
+    TIMEOUT = "timeout"
+    """It was cancelled because its time was over; a thread was left alone."""
+    ERROR = "error"
+    """It raised."""
+
+
 class RetryVerdict(Enum):
     """What is done about a failed attempt."""
 
@@ -400,3 +445,58 @@ class BudgetChanged:
     reservation: str
     tokens: int
     microdollars: int
+
+
+class ResourceEnd(Enum):
+    """Why a pool destroyed a resource."""
+
+    WORN = "worn"
+    """It had been used as often as it may be."""
+    OUTDATED = "outdated"
+    """Its lifetime was over."""
+    SURPLUS = "surplus"
+    """It idled for too long, and more idled than should."""
+    UNFIT = "unfit"
+    """Its validation failed."""
+    RESET_FAILED = "reset failed"
+    """It could not be reset."""
+    INVALIDATED = "invalidated"
+    """Its holder, or somebody else, said that it is of no use any more."""
+    INTERRUPTED = "interrupted"
+    """What used or validated it was cancelled or failed, and nothing could vouch for it."""
+    CLOSED = "closed"
+    """The pool was closed."""
+    KEPT = "kept"
+    """Its holder still had it when the pool's grace period was over."""
+
+
+@frozen(kw_only=True)
+class ResourceCreated:
+    """A pool created a resource.
+
+    Attributes:
+        pool: The pool's name.
+        elapsed: Seconds it took.
+    """
+
+    pool: str
+    elapsed: float
+
+
+@frozen(kw_only=True)
+class ResourceDestroyed:
+    """A pool let go of a resource for good.
+
+    Attributes:
+        pool: The pool's name.
+        cause: Why.
+        uses: How often it had been leased.
+        age: Seconds since it was created.
+        is_clean: Whether its destruction succeeded in time.
+    """
+
+    pool: str
+    cause: ResourceEnd
+    uses: int
+    age: float
+    is_clean: bool

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import codecs
 import math
-import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import IO
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 from attrs import frozen
+
+from orchestra._children import Tail, signal_group
 
 __all__ = ("CommandOutput", "run_command")
 
@@ -47,50 +47,15 @@ class CommandOutput:
     elapsed: float
 
 
-class _Tail:
-    """Keeps the last ``limit`` bytes of a stream, in whole chunks until the end."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self.is_truncated = False
-
-    def add(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        while self._size - len(self._chunks[0]) >= self._limit:
-            self._size -= len(self._chunks.popleft())
-            self.is_truncated = True
-
-    def text(self) -> str:
-        data = b"".join(self._chunks)
-        if len(data) > self._limit:
-            self.is_truncated = True
-            data = data[-self._limit :]
-        return data.decode("utf-8", errors="replace")
-
-
-def _signal_group(group: int, number: signal.Signals) -> bool:
-    """Send a signal to a process group; False when nothing is left of it."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # macOS answers so for a group of zombies
-        return False
-    return True
-
-
 async def _end_group(process: Process) -> None:
     """End the process and everything in its group, and reap the process. Shielded, bounded."""
     with anyio.CancelScope(shield=True):
         if process.returncode is None:
-            _signal_group(process.pid, signal.SIGTERM)
+            signal_group(process.pid, signal.SIGTERM)
             with anyio.move_on_after(_GRACE):
                 await process.wait()
         # The group outlives its leader when the command left children behind.
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         await process.wait()
 
 
@@ -116,7 +81,7 @@ class _Reader:
     def __init__(
         self,
         stream: ByteReceiveStream | None,
-        tail: _Tail,
+        tail: Tail,
         on_text: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
         self._stream = stream
@@ -209,7 +174,7 @@ async def run_command(
             stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
             start_new_session=True,
         )
-    out, err = _Tail(output_limit), _Tail(output_limit)
+    out, err = Tail(output_limit), Tail(output_limit)
     readers = (_Reader(process.stdout, out, on_text), _Reader(process.stderr, err))
     async with process:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 from random import Random
 
 import pytest
@@ -104,7 +105,7 @@ class BudgetMachine(RuleBasedStateMachine):
                 margin = min(len(holders) * self.worst[index], by_share)
                 ceiling = meter.limit
                 if not wrap_up:
-                    ceiling -= math.ceil(meter.limit * each.wrap_up)
+                    ceiling -= math.ceil(meter.limit * Fraction(str(each.wrap_up)))
                 if _pair(spent)[index] + held + margin + _pair(ask)[index] > ceiling:
                     return False
         return True
@@ -165,7 +166,7 @@ class BudgetMachine(RuleBasedStateMachine):
                     continue
                 ceiling = meter.limit
                 if not entry.wrap_up:
-                    ceiling -= math.ceil(meter.limit * each.wrap_up)
+                    ceiling -= math.ceil(meter.limit * Fraction(str(each.wrap_up)))
                 total = _pair(self.spent(each.path))[index]
                 total += sum(_pair(e.held)[index] for e in open_here)
                 growth = _pair(more)[index] - _pair(entry.held)[index]

@@ -300,6 +300,17 @@ async def test_only_wrap_up_gets_at_what_is_kept() -> None:
         await budget.reserve(tokens(1), wrap_up=True)
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(70, 7), (71, 8), (5, 1), (0, 0)])
+async def test_the_share_for_wrap_up_is_exact(limit: int, kept: int) -> None:
+    """What is kept is the share of the limit, rounded up, also after the limit was raised."""
+    budget = Budget(tokens=0, wrap_up=0.1, margin=0)
+    budget.extend(tokens=limit)
+    with pytest.raises(BudgetExceededError) as caught:
+        budget.reserve_nowait(tokens(limit - kept + 1))
+    assert caught.value.kept == kept
+    budget.reserve_nowait(tokens(limit - kept))
+
+
 async def test_more_budget_wakes_those_who_fit_now() -> None:
     """A limit that is raised lets in who waits for it, and who was refused before."""
     budget = Budget(tokens=10, dollars=1, margin=0)

@@ -66,6 +66,16 @@ RULES = (
         ],
     ),
     Rule(agent="boss", answer=delegate),
+    Rule(
+        agent="noter",
+        answer=[
+            ToolCall(
+                "todowrite",
+                {"todos": [{"content": "the secret", "status": "pending", "priority": "high"}]},
+            ),
+            "Noted.",
+        ],
+    ),
 )
 
 AGENTS = (
@@ -77,7 +87,7 @@ AGENTS = (
     ),
     *(
         Agent(name, prompt=f"You are the {name}.")
-        for name in ("empty", "limited", "parked", "cut", "noise", "boss")
+        for name in ("empty", "limited", "parked", "cut", "noise", "boss", "noter")
     ),
 )
 
@@ -175,6 +185,7 @@ class FakeServer:
     statuses: dict[str, Any] = field(factory=dict)
     permissions: list[dict[str, Any]] = field(factory=list)
     questions: list[dict[str, Any]] = field(factory=list)
+    todos: list[dict[str, Any]] = field(factory=list)
     is_answering: bool = True
     is_greeting: bool = True
     streams: list[SocketStream] = field(factory=list)
@@ -332,6 +343,14 @@ class FakeServer:
                 limit = request.query.partition("limit=")[2]
                 messages = self.messages[session_id]
                 return Answer(messages[-int(limit) :] if limit else messages)
+            case ["DELETE", "session", session_id, "message", message_id]:
+                messages = self.messages[session_id]
+                messages[:] = [one for one in messages if one["info"]["id"] != message_id]
+                return Answer(body=True)
+            case ["GET", "session", _, "todo"]:
+                return Answer(self.todos)
+            case ["PATCH", "session", session_id]:
+                return Answer({"id": session_id, "directory": "/"})
             case ["GET", "session", session_id, "children"]:
                 return Answer(self.children.get(session_id, []))
             case ["POST", "session", session_id, "prompt_async"]:
@@ -344,7 +363,9 @@ class FakeServer:
                 self.permissions = [one for one in self.permissions if one["id"] != request_id]
                 self.questions = [one for one in self.questions if one["id"] != request_id]
                 return Answer(body=True)
-            case ["DELETE", "session", _]:
+            case ["DELETE", "session", session_id]:
+                for found in self.children.values():
+                    found[:] = [one for one in found if one["id"] != session_id]
                 return Answer(body=True)
             case _:
                 return Answer(b"<html>hello</html>", content_type="text/html")

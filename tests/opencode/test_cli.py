@@ -42,6 +42,14 @@ async def hang(turn):
     await turn.text("hanging")
     await anyio.sleep_forever()
 
+async def hang_a_moment(turn):
+    await turn.text("hanging")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(1.5)
+
 async def hang_for_good(turn):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(turn.directory, "child").write_text(str(child.pid))
@@ -287,20 +295,42 @@ def test_a_signal_before_the_mission_started(work: Path) -> None:
     assert stderr.splitlines()[-1] == "orchestra: interrupted before the mission started"
 
 
-def test_the_second_signal_exits_at_once(work: Path) -> None:
-    """When stopping hangs, a second signal leaves at once and takes child processes along."""
+@pytest.mark.parametrize("last", [signal.SIGINT, signal.SIGTERM])
+def test_the_third_signal_exits_at_once(work: Path, last: signal.Signals) -> None:
+    """When nothing stops, the third signal leaves at once and takes child processes along."""
     process = start(["run", mission_file(work, worker="hang_for_good")])
     child = work / "child"
     wait_until(lambda: child.exists() and child.read_text())
-    process.send_signal(signal.SIGINT)
     assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert "once more to wait no longer" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
     assert "once more to exit at once" in process.stderr.readline()
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(last)
     process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
+    assert process.returncode == 128 + last
     if sys.platform == "linux":
         wait_until(lambda: not _is_running(int(child.read_text())))
+
+
+def test_the_second_signal_waits_for_no_order(work: Path) -> None:
+    """It cancels a mission that is slow to stop: exit code 130, one sentence, no report."""
+    process = start(["run", mission_file(work, worker="hang_a_moment")])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    wait_until(lambda: "t1 working" in process.stdout.readline())  # type: ignore[union-attr]
+    process.send_signal(signal.SIGINT)
+    assert "once more to wait no longer" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert "once more to exit at once" in process.stderr.readline()
+    _, stderr = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert (
+        stderr
+        == "orchestra: interrupted before the mission could stop in order: it has no report\n"
+    )
+    assert not (work / ".orchestra" / "report.json").exists()
 
 
 def _is_running(pid: int) -> bool:

@@ -13,6 +13,7 @@ from orchestra.abc import Agent, PermissionRule
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.client.config import (
     BASE_AGENT,
+    WARMING_PROVIDER,
     merge,
     permission_list,
     permission_object,
@@ -108,3 +109,15 @@ def test_merging_changes_neither_side() -> None:
     extra: dict[str, object] = {"a": {"c": [2]}, "d": {"e": 1}}
     assert merge(base, extra) == {"a": {"b": 1, "c": [2]}, "d": {"e": 1}}
     assert base == {"a": {"b": 1, "c": [1]}, "d": 1}
+
+
+def test_the_provider_for_prewarming_does_not_get_in_the_way() -> None:
+    """It is there beside the caller's, allowed, and absent where it could become the default."""
+    mine = {"provider": {"mine": {"name": "Mine"}}, "enabled_providers": ["mine"]}
+    config = server_config([], model="mine/m", extra=mine)
+    assert list(config["provider"]) == ["mine", WARMING_PROVIDER]
+    assert config["enabled_providers"] == ["mine", WARMING_PROVIDER]
+    assert config["model"] == "mine/m"
+    assert "enabled_providers" not in server_config([], model="mine/m", extra=None)
+    assert server_config([], model=None, extra=mine)["provider"] == mine["provider"]
+    assert mine["enabled_providers"] == ["mine"]

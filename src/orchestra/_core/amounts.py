@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final, final
 
 from attrs import Attribute, field, frozen
@@ -120,7 +121,7 @@ class Meter:
             wrap_up: Which share of it only wrap-up may use.
         """
         self.limit = limit
-        self.kept = 0 if limit is None else math.ceil(limit * wrap_up)
+        self.kept = 0 if limit is None else math.ceil(limit * Fraction(str(wrap_up)))
 
     def has(self, amount: int, *, wrap_up: bool) -> bool:
         """Whether so much fits above what is spent and held."""

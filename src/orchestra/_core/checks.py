@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 __all__ = (
+    "check_at_least",
     "check_callable",
     "count",
     "exception_types",
@@ -34,10 +35,25 @@ def count(_instance: object, attribute: attrs.Attribute[Any], value: object) -> 
         TypeError: It is no int.
         ValueError: It is below 1.
     """
+    check_at_least(attribute.name, value, 1)
+
+
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Check that a value is an int that is large enough.
+
+    Args:
+        name: What to call it.
+        value: What it is.
+        least: The smallest that will do.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is too small.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value!r}")
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
 
 
 def finite(name: str, value: object) -> float:

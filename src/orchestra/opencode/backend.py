@@ -26,6 +26,7 @@ from orchestra.opencode.client.catalog import Catalog
 from orchestra.opencode.client.config import server_config
 from orchestra.opencode.client.http import HttpClient
 from orchestra.opencode.client.locate import check_version, locate_opencode
+from orchestra.opencode.client.prewarm import prewarm
 from orchestra.opencode.client.server import ManagedServer
 from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
@@ -280,10 +281,7 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         await anyio.lowlevel.checkpoint()
         http = self._check_open()
         agent = Agent(agent) if isinstance(agent, str) else agent
-        place = await anyio.Path(directory).resolve()
-        if not await place.is_dir():
-            raise NotADirectoryError(f"{directory} is not a directory")
-        workspace = await self._enter_workspace(str(place))
+        workspace = await self._enter_workspace(directory)
         template, rules = await self._catalogs[workspace.directory].prepare(
             agent, self._agents.get(agent.name), self._model
         )
@@ -308,6 +306,23 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             raise
         return session
 
+    async def prewarm(self, directory: Path) -> None:
+        """Make the server load what the directory needs; see `SessionBackend.prewarm`.
+
+        A server of our own is brought as far as the call of the model, by a prompt to a provider
+        that nobody can reach; that takes a default model in ``model`` or ``config``. Otherwise it
+        is about two thirds of the way: the configuration and the providers.
+
+        Args:
+            directory: An existing directory.
+        """
+        await anyio.lowlevel.checkpoint()
+        workspace = await self._enter_workspace(directory)
+        if not workspace.is_warm:
+            catalog = self._catalogs[workspace.directory]
+            await catalog.fetch()
+            await prewarm(workspace, catalog.warming_model)
+
     def _check_open(self) -> HttpClient:
         if not self._is_open or self._http is None:
             raise anyio.ClosedResourceError
@@ -315,8 +330,13 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             raise TransportError(*self._failure.args)
         return self._http
 
-    async def _enter_workspace(self, directory: str) -> Workspace:
+    async def _enter_workspace(self, path: Path) -> Workspace:
         """The workspace of a directory, with its event stream connected."""
+        self._check_open()
+        place = await anyio.Path(path).resolve()
+        if not await place.is_dir():
+            raise NotADirectoryError(f"{path} is not a directory")
+        directory = str(place)
         workspace = self._workspaces.get(directory)
         if workspace is None or workspace.failure is not None:
             http = self._check_open()

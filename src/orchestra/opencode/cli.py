@@ -159,7 +159,7 @@ def _sentences(error: BaseException) -> list[str]:
     if isinstance(error, ConfigurationError):
         return list(error.problems)
     if isinstance(error, KeyboardInterrupt):
-        return ["interrupted before the mission started"]
+        return [str(error) or "interrupted before the mission started"]
     text = " ".join(str(error).split())
     if isinstance(error, OrchestraError | OSError) and text:
         return [text]

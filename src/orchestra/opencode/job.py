@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, final
+from typing import final
 
 import anyio
 import anyio.to_thread
 import attrs
-from anyio.abc import TaskStatus
 from attrs import frozen
 
 from orchestra import (
@@ -22,10 +21,12 @@ from orchestra import (
     EmbeddedBackend,
     MVCCStore,
     SessionBackend,
+    ShutdownManager,
     SQLiteStore,
     background_tasks,
 )
 from orchestra.errors import ConfigurationError, StoreError
+from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -185,45 +186,56 @@ def _copy_template(template: Path, wanted: Path | None) -> Path:
     return target.resolve()
 
 
+_GRACE = 60.0
+"""Seconds from the first signal until a mission that does not stop is cancelled, and unwinds."""
+_DRAIN_SHARE = 0.9
+"""A mission that is cancelled has no report, so it gets nearly all of them to stop in order."""
+
+
 @final
 class _Interruption:
-    """What happens when somebody presses Ctrl-C: first stop in good order, then at once."""
+    """What happens when somebody presses Ctrl-C: stop in good order, wait no longer, exit."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._reason = ""
-        self.scope = anyio.CancelScope()
+        self._is_hurried = False
+        self.shutdown = ShutdownManager(
+            grace_period=_GRACE,
+            drain_share=_DRAIN_SHARE,
+            signals=(signal.SIGINT, signal.SIGTERM),
+            listener=self._hear,
+            before_exit=self._leave,
+        )
+        self.starting = anyio.CancelScope()
         """Around everything; cancelled when there is no mission yet that could be stopped."""
         self.mission: Mission | None = None
 
-    async def watch(self, *, task_status: TaskStatus[None]) -> None:
-        """Wait for signals until cancelled."""
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                self._handle(number)
-
-    def _handle(self, number: signal.Signals) -> None:
-        if self._reason:
-            self._tell("orchestra: exiting at once")
-            _exit_at_once()
-        self._reason = f"interrupted by {number.name}"
-        self._tell("orchestra: stopping every session; once more to exit at once")
+    async def stop(self) -> None:
+        """End the mission; called as soon as a signal came, and when all is over anyway."""
+        number = self.shutdown.signal
         if self.mission is None:
-            self.scope.cancel()
-        else:
-            self.mission.stop(self._reason)
+            self.starting.cancel()
+        elif number is not None:
+            self.mission.stop(f"interrupted by {number.name}")
 
+    def _hear(self, event: ShutdownChanged) -> None:
+        if self.shutdown.signal is None:
+            return
+        if event.is_cut and not self._is_hurried:
+            self._is_hurried = True
+            self._tell("orchestra: waiting no longer; once more to exit at once")
+        elif event.phase is ShutdownPhase.DRAINING:
+            self._tell("orchestra: stopping every session; once more to wait no longer")
 
-def _exit_at_once() -> NoReturn:
-    """Leave without waiting for anything, but leave no process of ours behind."""
-    with suppress(ImportError):
-        from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
+    def _leave(self, number: signal.Signals) -> None:
+        """Leave no process of ours behind."""
+        with suppress(ImportError):
+            from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
 
-        # No environment has an entry that starts like this: ancestry alone counts.
-        for process in find_processes("=", ancestor=os.getpid()):
-            kill(process)
-    os._exit(130)
+            # No environment has an entry that starts like this: ancestry alone counts.
+            for process in find_processes("=", ancestor=os.getpid()):
+                kill(process)
+        self._tell(f"orchestra: exiting at once because of {number.name}")
 
 
 async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> MissionReport:
@@ -235,13 +247,14 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
         tell: Takes lines for people about signals.
 
     Raises:
-        KeyboardInterrupt: It was interrupted before the mission had started.
+        KeyboardInterrupt: It was interrupted before the mission had started, or for the second
+            time before it had stopped.
         OrchestraError: The backend cannot be entered.
     """
     interruption = _Interruption(tell)
-    async with background_tasks() as watching:
-        await watching.start(interruption.watch)
-        with interruption.scope:
+    async with interruption.shutdown as shutdown:
+        shutdown.register_drain(interruption.stop, name="the mission's end")
+        with interruption.starting:
             async with (
                 _open_records(job.directory, tell) as store,
                 Mission(
@@ -259,7 +272,11 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
                 async with background_tasks() as showing:
                     showing.start_soon(progress.run)
                     return await mission.wait_finished()
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(
+        "interrupted before the mission started"
+        if interruption.mission is None
+        else "interrupted before the mission could stop in order: it has no report"
+    )
 
 
 @asynccontextmanager

@@ -18,7 +18,6 @@ import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from attrs import field, frozen, validators
 
 from orchestra.abc import (
     Agent,
@@ -45,9 +44,8 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
-from orchestra.processes import run_command
 
-__all__ = ("CommandAgent", "EmbeddedAgent", "EmbeddedBackend", "Turn")
+__all__ = ("EmbeddedAgent", "EmbeddedBackend", "Turn")
 
 _MAX_TEXT = 1 << 20
 """Characters of an answer that are kept."""
@@ -110,8 +108,8 @@ class Turn:
         agent: The agent that the session was opened for.
         metadata: What the session was opened with.
         session_id: The session.
-        number: 1 for the session's first prompt.
-        memory: The agent's own notes, kept for the length of the session.
+        number: 1 for the session's first prompt, and for the first after a reset.
+        memory: The agent's own notes, kept for the length of the session, or until a reset.
     """
 
     def __init__(
@@ -217,54 +215,6 @@ event loop, any other callable in a worker thread; what that returns to be await
 the loop."""
 
 
-class _CommandFailedError(Exception):
-    """The command ended with an exit code other than 0, or ran out of time."""
-
-
-@frozen
-class CommandAgent:
-    """An agent that is a command line: prompt on standard input, answer on standard output.
-
-    Standard input is closed after the prompt. The command runs without a shell in the session's
-    directory, in a process group that ends with the turn. An exit code other than 0 ends the turn
-    with ``FinishReason.FAILED``.
-
-    Attributes:
-        argv: The program and its arguments.
-        environment: Added to this process's environment.
-        timeout: Seconds that a turn may take; None: no limit.
-    """
-
-    argv: tuple[str, ...] = field(validator=validators.min_len(1))
-    environment: Mapping[str, str] = field(factory=dict, kw_only=True)
-    timeout: float | None = field(
-        default=None, validator=validators.optional(validators.gt(0)), kw_only=True
-    )
-
-    async def __call__(self, turn: Turn) -> None:
-        """Run the command for one turn. A checkpoint.
-
-        Args:
-            turn: The turn.
-        """
-        result = await run_command(
-            self.argv,
-            directory=turn.directory,
-            stdin=turn.prompt,
-            environment={**os.environ, **self.environment},
-            timeout=self.timeout,
-            on_text=turn.text,
-        )
-        if result.is_timed_out:
-            raise _CommandFailedError(f"{self.argv[0]} was stopped after {self.timeout:g} s")
-        if result.exit_code != 0:
-            lines = result.stderr.strip().splitlines()
-            detail = f": {lines[-1][:500]}" if lines else ""
-            raise _CommandFailedError(
-                f"{self.argv[0]} ended with exit code {result.exit_code}{detail}"
-            )
-
-
 def _is_async(agent: EmbeddedAgent) -> bool:
     call = getattr(agent, "__call__", None)  # noqa: B004  (the method, for instances)
     return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(call)
@@ -367,6 +317,7 @@ class _EmbeddedSession(Session):
         self.memory: dict[str, Any] = {}
         self._id = session_id
         self._call = call
+        self._prompts = 0
         self._turns = 0
         self._run: _Run | None = None
         self._is_closed = False
@@ -387,9 +338,10 @@ class _EmbeddedSession(Session):
             raise anyio.ClosedResourceError(f"session {self._id} is closed: open a new one")
         if self._run is not None:
             raise anyio.BusyResourceError(f"using session {self._id}")
+        self._prompts += 1
         self._turns += 1
         send, receive = anyio.create_memory_object_stream[SessionEvent](_BUFFER)
-        send.send_nowait(Started(session_id=self._id, prompt_id=f"{self._id}.{self._turns}"))
+        send.send_nowait(Started(session_id=self._id, prompt_id=f"{self._id}.{self._prompts}"))
         run = self._run = _Run(receive)
         record = _Record(self._id, send)
         self.host.start(self._work, run, Turn(self, prompt, self._turns, record), record)
@@ -452,6 +404,22 @@ class _EmbeddedSession(Session):
         run.scope.cancel()
         await run.idle.wait()
 
+    async def check(self) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return not self._is_closed and self._run is None
+
+    async def reset(self) -> bool:
+        await anyio.lowlevel.checkpoint()
+        if self._is_closed or self._run is not None:
+            return False
+        self.memory = {}  # a new one: a thread that was given up may still write into the old one
+        self._turns = 0
+        return True
+
+    async def relabel(self, *, title: str, metadata: Mapping[str, str]) -> None:  # noqa: ARG002
+        await anyio.lowlevel.checkpoint()
+        self.metadata = dict(metadata)
+
     async def aclose(self) -> None:
         self._is_closed = True
         self.host.sessions.pop(self._id, None)
@@ -484,6 +452,9 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
     ends a command's process group. A plain function cannot be interrupted; it is given
     ``thread_grace`` seconds to come back, then its thread is left to itself and what it still
     tells is refused. ``anyio.from_thread.check_cancelled()`` lets it notice.
+
+    `Session.reset` forgets `Turn.memory`. It cannot know of notes that an agent keeps elsewhere, so
+    an agent that is to be reset keeps none under its session's id.
 
     The agent's ``prompt``, ``model`` and ``permissions`` are not interpreted: the callable finds them in
     ``turn.agent``.

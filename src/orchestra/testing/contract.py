@@ -352,6 +352,66 @@ async def check_statistics(backend: SessionBackend, directory: Path) -> None:
     _expect(backend.name and backend.is_open, "an open backend has no name or says it is closed")
 
 
+async def check_health(backend: SessionBackend, directory: Path) -> None:
+    """check() is True for an idle session only; it raises nothing."""
+    session = await backend.open("slow", directory=directory)
+    _expect(await session.check(), "a new session is said to be unfit")
+    seen = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(_first_text, session, "work", seen)
+        await seen.wait()
+        _expect(not await session.check(), "a busy session is said to be free for a prompt")
+        await session.abort()
+    _expect(await session.check(), "a session is said to be unfit after an abort")
+    await session.aclose()
+    _expect(not await session.check(), "a closed session is said to be fit")
+
+
+async def check_reset(backend: SessionBackend, directory: Path) -> None:
+    """reset() never says True of a session that is busy or closed; an emptied one goes on."""
+    async with backend.lease("slow", directory=directory) as slow:
+        seen = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_first_text, slow, "work", seen)
+            await seen.wait()
+            _expect(not await slow.reset(), "a busy session is said to be empty")
+            await slow.abort()
+    session = await backend.open("echo", directory=directory)
+    for text in ("first", "second"):
+        await _expect_echo(session, text)
+        if not await session.reset():
+            break  # a backend need not be able to
+        _expect(await session.check(), "an emptied session is said to be unfit")
+    else:
+        await _expect_echo(session, "third")
+    await session.aclose()
+    _expect(not await session.reset(), "a closed session is said to be empty")
+
+
+async def check_relabel(backend: SessionBackend, directory: Path) -> None:
+    """A session that was given another title and other metadata works as before."""
+    async with backend.lease("echo", directory=directory, title="one") as session:
+        await session.relabel(title="another", metadata={"task": "another"})
+        _expect(await session.check(), "a session is said to be unfit for its new title")
+        await _expect_echo(session)
+
+
+async def check_prewarm(backend: SessionBackend, directory: Path) -> None:
+    """prewarm() may be called again and together with others, and leaves nothing open."""
+    before = backend.statistics()
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(backend.prewarm, directory)
+    await backend.prewarm(directory)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await backend.prewarm(directory)
+        raise AssertionError("prewarm() is no checkpoint")
+    _expect(backend.statistics() == before, "prewarming is counted as a session or a turn")
+    async with backend.lease("echo", directory=directory) as session:
+        await _expect_echo(session)
+
+
 SESSION_CHECKS: tuple[SessionCheck, ...] = (
     check_answer,
     check_agent_object,
@@ -369,6 +429,10 @@ SESSION_CHECKS: tuple[SessionCheck, ...] = (
     check_close_under_cancellation,
     check_sessions_run_together,
     check_statistics,
+    check_health,
+    check_reset,
+    check_relabel,
+    check_prewarm,
 )
 
 

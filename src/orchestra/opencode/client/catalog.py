@@ -8,7 +8,12 @@ from typing import Any, final
 from orchestra.abc import Agent
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
-from orchestra.opencode.client.config import BASE_AGENT, permission_list
+from orchestra.opencode.client.config import (
+    BASE_AGENT,
+    WARMING_MODEL,
+    WARMING_PROVIDER,
+    permission_list,
+)
 from orchestra.opencode.client.http import HttpClient
 
 __all__ = ("Catalog",)
@@ -31,9 +36,16 @@ class Catalog:
         self._agents: dict[str, wire.AgentInfo] = {}
         self._models: set[str] = set()
         self._config = wire.ConfigInfo()
+        self.warming_model: dict[str, str] | None = None
+        """The model that nobody can reach, as a prompt names it; None: the server has none."""
 
     def __repr__(self) -> str:
         return f"<Catalog {self._directory}, {len(self._agents)} agents>"
+
+    async def fetch(self) -> None:
+        """Fetch it now, so that nobody has to wait for it later."""
+        await self._find_agent(BASE_AGENT)
+        await self._fetch_models()
 
     async def prepare(
         self, agent: Agent, configured: Agent | None, default_model: str | None
@@ -87,18 +99,20 @@ class Catalog:
                 return str(known.model)
             return self._config.model
         if wanted not in self._models:
-            listed = await self._http.providers(self._directory)
-            self._models = {
-                f"{provider.id}/{model}"
-                for provider in listed.providers
-                for model in provider.models
-            }
+            await self._fetch_models()
         if wanted not in self._models:
             raise ModelNotFoundError(
                 f"the server has no model {wanted!r} in {self._directory}; "
                 f"it has {_listed(self._models)}"
             )
         return wanted
+
+    async def _fetch_models(self) -> None:
+        listed = await self._http.providers(self._directory)
+        models = {provider.id: provider.models for provider in listed.providers}
+        if WARMING_MODEL in models.pop(WARMING_PROVIDER, ()):
+            self.warming_model = {"providerID": WARMING_PROVIDER, "modelID": WARMING_MODEL}
+        self._models = {f"{name}/{model}" for name, found in models.items() for model in found}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,10 +8,25 @@ from typing import Any
 from orchestra.abc import Agent, PermissionRule
 from orchestra.errors import ConfigurationError
 
-__all__ = ("BASE_AGENT", "merge", "permission_list", "permission_object", "server_config")
+__all__ = (
+    "BASE_AGENT",
+    "WARMING_MODEL",
+    "WARMING_PROVIDER",
+    "merge",
+    "permission_list",
+    "permission_object",
+    "server_config",
+)
 
 BASE_AGENT = "orchestra"
 """The agent behind those that a server of our own was not told of when it was started."""
+
+WARMING_PROVIDER = "orchestra-prewarm"
+"""A provider that nobody can reach. A prompt to its model makes the server load all that a prompt
+needs, up to the call of the model, which fails at once and costs nothing."""
+
+WARMING_MODEL = "none"
+_UNREACHABLE = "http://127.0.0.1:1/"
 
 _BASE_PROMPT = "Work on your own in the working directory; nobody can answer questions."
 
@@ -93,7 +108,22 @@ def server_config(
         if agent.permissions:
             entry["permission"] = permission_object(agent.permissions)
         config["agent"][agent.name] = entry
-    return merge(config, extra or {})
+    merged = merge(config, extra or {})
+    # Without a default model the server would take one of the providers that it finds here.
+    return _with_warming(merged) if merged.get("model") else merged
+
+
+def _with_warming(config: dict[str, Any]) -> dict[str, Any]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "Nobody, for prewarming",
+        "options": {"baseURL": _UNREACHABLE, "apiKey": "none"},
+        "models": {WARMING_MODEL: {"name": WARMING_MODEL}},
+    }
+    changed = merge(config, {"provider": {WARMING_PROVIDER: provider}})
+    if (enabled := config.get("enabled_providers")) is not None:
+        changed["enabled_providers"] = [*enabled, WARMING_PROVIDER]
+    return changed
 
 
 def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,21 @@ class HttpClient:
         except wire.MalformedError as exc:
             raise self._unreadable("GET", path, exc) from exc
 
+    async def todos(self, session_id: str) -> tuple[wire.TodoInfo, ...]:
+        """A session's to-do list."""
+        return await self._get(f"/session/{session_id}/todo", tuple[wire.TodoInfo, ...])
+
+    async def delete_message(self, session_id: str, message_id: str) -> None:
+        """Delete one message of an idle session."""
+        await self._call("DELETE", f"/session/{session_id}/message/{message_id}", None)
+
+    async def update_session(
+        self, session_id: str, *, title: str, metadata: Mapping[str, str]
+    ) -> None:
+        """Replace a session's title and metadata."""
+        body = {"title": title, "metadata": dict(metadata)}
+        await self._call("PATCH", f"/session/{session_id}", None, body)
+
     async def prompt(self, session_id: str, body: Mapping[str, object]) -> None:
         """Start a prompt. ``body`` must carry ids, so that repeating it is harmless."""
         await self._call("POST", f"/session/{session_id}/prompt_async", None, body)

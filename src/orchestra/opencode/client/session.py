@@ -40,9 +40,16 @@ _ABORT_LIMIT = 10.0
 """Seconds after which an aborted turn ends whether or not the server says that it is idle."""
 _CLOSE_LIMIT = 20.0
 """Seconds that closing may take."""
-_CHILDREN_LIMIT = 2.0
-"""Seconds that aborted children get to become idle before they are deleted."""
 _RETRY_DELAY = 0.5
+_SOUND = {
+    FinishReason.DONE,
+    FinishReason.STOPPED,
+    FinishReason.LENGTH,
+    FinishReason.BLOCKED,
+    FinishReason.ABORTED,
+}
+"""How a turn ends in a session that may be used for another task. After anything else nobody knows
+what the server holds of it; a model that does not exist, for one, is remembered."""
 
 
 @final
@@ -70,6 +77,10 @@ class OpenCodeSession(Session):
         self._template = template
         self._known_prompts: set[str] = set()
         self._turn: Turn | None = None
+        self.is_sound: bool = True
+        """Whether no turn of it ended in a way that leaves it in doubt."""
+        self._is_empty = True
+        self._is_resetting = False
         self._closing: anyio.Event | None = None
 
     @property
@@ -105,8 +116,9 @@ class OpenCodeSession(Session):
         await anyio.lowlevel.checkpoint()
         if self._closing is not None:
             raise anyio.ClosedResourceError
-        if self.turn is not None:
+        if self.turn is not None or self._is_resetting:
             raise anyio.BusyResourceError("sending a prompt to")
+        self._is_empty = False
         turn = Turn(self, self._workspace, prompt, self._template, self._known_prompts)
         self._turn = turn
         self._workspace.host.turn_started()
@@ -125,6 +137,54 @@ class OpenCodeSession(Session):
             await anyio.lowlevel.checkpoint()
         else:
             await turn.abort()
+
+    async def check(self) -> bool:
+        """Look whether the session is there, idle, and empty if it should be; see `Session.check`."""
+        await anyio.lowlevel.checkpoint()
+        workspace = self._workspace
+        if not self._is_free() or workspace.failure is not None:
+            return False
+        is_empty = self._is_empty
+        try:
+            messages = await workspace.http.messages(self._id, limit=1)
+            is_idle = await workspace.is_idle(self._id)
+        except WIRE_ERRORS as exc:
+            _LOG.info("session %s is not well: %s", self._id, exc)
+            return False
+        return self._is_free() and is_idle and not (is_empty and messages)
+
+    async def reset(self) -> bool:
+        """Delete every message and sub-agent, and look that none is left; see `Session.reset`.
+
+        A session whose agent has written a to-do list cannot be reset, since the server offers no
+        way to clear it; nor can one with a turn that failed, was refused, interrupted or lost.
+        """
+        await anyio.lowlevel.checkpoint()
+        if not self._is_free() or not self.is_sound:
+            return False
+        self._is_resetting = True
+        try:
+            self._is_empty = await self._workspace.empty(self._id)
+        except WIRE_ERRORS as exc:
+            _LOG.info("session %s was not reset: %s", self._id, exc)
+            return False
+        finally:
+            self._is_resetting = False
+        return self._is_empty
+
+    async def relabel(self, *, title: str, metadata: Mapping[str, str]) -> None:
+        """Replace title and metadata on the server; see `Session.relabel`.
+
+        Args:
+            title: A line for people.
+            metadata: Kept with the session on the server.
+        """
+        await self._workspace.http.update_session(
+            self._id, title=title or f"orchestra: {self.agent}", metadata=metadata
+        )
+
+    def _is_free(self) -> bool:
+        return self._closing is None and self.turn is None and not self._is_resetting
 
     async def aclose(self) -> None:
         """Abort what runs, wait until it is idle, delete the session; see `Session.aclose`."""
@@ -148,7 +208,7 @@ class OpenCodeSession(Session):
         if self._workspace.failure is not None:
             return
         try:
-            await self._workspace.quiet_children(self._id, _CHILDREN_LIMIT)
+            await self._workspace.quiet_children(self._id)
             await self._workspace.http.delete_session(self._id)
         except WIRE_ERRORS as exc:
             _LOG.debug("session %s was not deleted: %s", self._id, exc)
@@ -223,6 +283,9 @@ class Turn:
         if self._is_spinning:
             events = [_blame_spinning(event) for event in events]
         self._outbox.put(events)
+        for event in events:
+            if isinstance(event, Finished):
+                self.session.is_sound &= event.reason in _SOUND
         if self._machine.is_finished:
             self._finished.set()
             self._wake.set()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from inspect import isawaitable
 from typing import Protocol, final
 
@@ -38,6 +39,8 @@ NOBODY = "Nobody is here to answer. Decide for yourself what is best and go on."
 _DEPTH = 20
 """Generations of sub-agents that are followed."""
 _REMEMBERED = 1000
+_PATIENCE = 2.0
+"""Seconds that what was aborted gets to become idle before it is deleted."""
 
 
 class Host(Protocol):
@@ -84,7 +87,11 @@ class Workspace:
         self.failure: Exception | None = None
         self.make_id: wire.IdMaker = wire.IdMaker(time.time)
         self.sessions: dict[str, OpenCodeSession] = {}
+        self.is_warm: bool = False
+        """Whether the server has all it needs for the directory in memory."""
+        self.warming: anyio.Lock = anyio.Lock()
         self._policy = policy
+        self._halts: dict[str, anyio.Event] = {}
         self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
         self._agents: dict[str, str] = {}
         self._answered: dict[str, None] = {}
@@ -150,17 +157,60 @@ class Workspace:
         except WIRE_ERRORS as exc:
             _LOG.info("aborting session %s failed: %s", session.id, exc)
 
-    async def quiet_children(self, session_id: str, patience: float) -> None:
-        """Abort a session's children, and wait for a while until they are idle."""
+    async def quiet_children(self, session_id: str) -> bool:
+        """Abort a session's children, and wait for a while until they are idle; whether they are."""
         children = await self.descendants(session_id)
         if not children:
-            return
+            return True
         for child in children:
             await self.http.abort(child)
         await self._reject_requests(set(children))
-        with anyio.move_on_after(patience):
+        with anyio.move_on_after(_PATIENCE):
             while children := await self._busy_of(children):  # noqa: ASYNC110 - no event says it
                 await anyio.sleep(0.05)
+        return not children
+
+    async def is_idle(self, session_id: str) -> bool:
+        """Whether a session does nothing."""
+        return not await self._busy_of([session_id])
+
+    async def empty(self, session_id: str) -> bool:
+        """Delete an idle session's messages and children; whether nothing is left, not even todos.
+
+        The answer is what a look after the last deletion has shown.
+        """
+        http = self.http
+        if not await self.is_idle(session_id):
+            return False
+        if not await self.quiet_children(session_id):
+            return False
+        for child in await http.children(session_id):
+            await http.delete_session(child.id)
+        for message in await http.messages(session_id, limit=None):
+            await http.delete_message(session_id, message.info.id)
+        return not (
+            await http.messages(session_id, limit=1)
+            or await http.todos(session_id)
+            or await http.children(session_id)
+            or not await self.is_idle(session_id)
+        )
+
+    async def discard(self, session_id: str) -> None:
+        """Abort a session that has no object here, wait for a while until it is idle, delete it."""
+        await self.http.abort(session_id)
+        with anyio.move_on_after(_PATIENCE):
+            while not await self.is_idle(session_id):  # noqa: ASYNC110 - no event says it
+                await anyio.sleep(0.02)
+        await self.http.delete_session(session_id)
+
+    @contextmanager
+    def watching(self, session_id: str) -> Iterator[anyio.Event]:
+        """Set an event when a session that has no object here ends its run, or waits in it."""
+        self._halts[session_id] = halted = anyio.Event()
+        try:
+            yield halted
+        finally:
+            del self._halts[session_id]
 
     async def _busy_of(self, session_ids: list[str]) -> list[str]:
         busy = await self.http.statuses(self.directory)
@@ -202,6 +252,8 @@ class Workspace:
         session = self.sessions.get(session_id)
         if session is not None and session.turn is not None:
             session.turn.feed(event)
+        elif session_id in self._halts and _is_halt(event):
+            self._halts[session_id].set()
 
     def _adopt(self, info: wire.SessionInfo) -> str | None:
         """Note whose child a session is; returns the session of ours, if there is one."""
@@ -213,6 +265,7 @@ class Workspace:
         return root
 
     def _lose_events(self) -> None:
+        self.is_warm = False  # the server may have been started again
         for session in self.sessions.values():
             if session.turn is not None:
                 session.turn.lose_events()
@@ -333,3 +386,10 @@ class Workspace:
         turn.tell(events)
         answers = [[NOBODY] for _ in asked.questions]
         await self.http.reply_question(self.directory, asked.id, answers=answers)
+
+
+def _is_halt(event: wire.Event) -> bool:
+    """Whether a run goes no further by itself, or not for now."""
+    if isinstance(event, wire.SessionStatus):
+        return event.status.type != "busy"
+    return isinstance(event, wire.SessionIdle | wire.SessionFailed)

@@ -1,0 +1,1 @@
+"""Reuse: of plain objects, strings and buffers, and of sessions, processes and connections."""
