@@ -587,7 +587,8 @@ class TaskFlow:
         for task in self.tasks.values():
             if task.state in OVER:
                 continue
-            is_begun = task.round > 0 or task.state not in {TaskState.WAITING, TaskState.READY}
+            is_idle = task.state in {TaskState.WAITING, TaskState.READY}
+            is_begun = task.round > 0 or task.troubles.total > 0 or not is_idle
             if is_begun:
                 task.reasons.append(reason)
                 self._move(task, TaskState.FAILED, reason)
