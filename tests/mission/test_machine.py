@@ -17,11 +17,13 @@ from orchestra.opencode.mission.machine import TRANSITIONS, MissionMachine
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
+    CheckPlan,
     CloseSession,
     Command,
     CommandsFinished,
     Event,
     Finish,
+    PlanChecked,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -63,6 +65,12 @@ class Driver:
                 self.open[command.ticket] = command
             if isinstance(command, Finish):
                 self.open.clear()
+            if isinstance(command, CheckPlan):
+                self.send(self.check(command))
+
+    def check(self, order: CheckPlan) -> PlanChecked:
+        """Play the steps that look at a plan: here they have no objection."""
+        return PlanChecked(ticket=order.ticket, plan=order.plan)
 
     def send(self, event: Event) -> None:
         self.take(self.machine.handle(event))
@@ -448,8 +456,54 @@ def test_misuse() -> None:
     machine.start()
     with pytest.raises(RuntimeError, match="started before"):
         machine.start()
-    with pytest.raises(RuntimeError, match="for an agent"):
+    with pytest.raises(RuntimeError, match="ticket 1 and CommandsFinished do not match"):
         machine.handle(CommandsFinished(ticket=1, results=()))
+    driver = Driver(spec("a"))
+    with pytest.raises(RuntimeError, match="for an agent"):
+        driver.send(CommandsFinished(ticket=driver.ask(Role.WORKER).ticket, results=()))
+    driver = Driver(spec("a"))
+    with pytest.raises(RuntimeError, match="and PlanChecked do not match"):
+        driver.send(PlanChecked(ticket=driver.ask(Role.WORKER).ticket, plan=Plan((spec("a"),))))
+
+
+class Refusing(Driver):
+    """A driver whose steps refuse the first plans."""
+
+    refusals = 1
+
+    def check(self, order: CheckPlan) -> PlanChecked:
+        self.refusals -= 1
+        problem = "too few tests" if self.refusals >= 0 else ""
+        return PlanChecked(ticket=order.ticket, plan=order.plan, problem=problem)
+
+
+def test_a_refused_plan_is_asked_for_again() -> None:
+    """The planner hears why its plan was refused, once, in the same session."""
+    driver = Refusing()
+    driver.answer(Role.COMMANDER, "do it")
+    first = driver.answer(Role.PLANNER, plan_text({"id": "a"}))
+    again = driver.answer(Role.PLANNER, plan_text({"id": "b"}))
+    assert "too few tests" in again.message
+    assert again.session == first.session
+    assert list(driver.machine.states()) == ["b"]
+    assert driver.machine.warnings == (
+        "the planner's plan was refused, asked again: too few tests",
+    )
+
+
+def test_a_plan_that_stays_refused_ends_the_mission() -> None:
+    """A planner gets one more try, a ready plan none."""
+
+    class Stubborn(Refusing):
+        refusals = 2
+
+    driver = Stubborn()
+    driver.answer(Role.COMMANDER, "do it")
+    driver.answer(Role.PLANNER, plan_text({"id": "a"}))
+    driver.answer(Role.PLANNER, plan_text({"id": "b"}))
+    end = Finish(outcome=MissionOutcome.FAILED, reason="the plan was refused: too few tests")
+    assert driver.finish == end
+    assert Stubborn(spec("a")).finish == end
 
 
 def test_repr_and_states() -> None:

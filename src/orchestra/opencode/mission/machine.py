@@ -11,7 +11,7 @@ changes nothing. `TRANSITIONS` is the whole of what a task may do.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 from attrs import evolve
@@ -30,11 +30,13 @@ from orchestra.opencode.mission.messages import (
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Ask,
+    CheckPlan,
     CloseSession,
     Command,
     CommandsFinished,
     Event,
     Finish,
+    PlanChecked,
     PlanMade,
     RunCommands,
     StopRequested,
@@ -49,7 +51,7 @@ from orchestra.opencode.mission.report import (
     TaskReport,
     TaskState,
 )
-from orchestra.opencode.mission.tracking import OpenWork, TrackedTask
+from orchestra.opencode.mission.tracking import TRANSITIONS, OpenWork, TrackedTask
 from orchestra.opencode.mission.write_sets import WriteSets
 
 __all__ = ("TRANSITIONS", "MissionMachine")
@@ -57,19 +59,6 @@ __all__ = ("TRANSITIONS", "MissionMachine")
 _MAX_TURNS = 3
 """Tries of a commander's, planner's or reviewer's turn that fails; a worker's are its rounds."""
 _MAX_SUMMARY = 2_000
-
-TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
-    TaskState.WAITING: frozenset({TaskState.READY, TaskState.SKIPPED}),
-    TaskState.READY: frozenset({TaskState.WORKING, TaskState.FAILED, TaskState.SKIPPED}),
-    TaskState.WORKING: frozenset({TaskState.READY, TaskState.REVIEWING, TaskState.FAILED}),
-    TaskState.REVIEWING: frozenset(
-        {TaskState.READY, TaskState.CHECKING, TaskState.ACCEPTED, TaskState.FAILED}
-    ),
-    TaskState.CHECKING: frozenset({TaskState.READY, TaskState.ACCEPTED, TaskState.FAILED}),
-    TaskState.ACCEPTED: frozenset(),
-    TaskState.FAILED: frozenset(),
-    TaskState.SKIPPED: frozenset(),
-}
 
 
 def _count(number: int, noun: str) -> str:
@@ -125,7 +114,7 @@ class MissionMachine:
             raise RuntimeError("the mission has been started before")
         self._is_started = True
         if self._plan is not None:
-            self._accept_plan(self._plan)
+            self._check_plan(self._plan, OpenWork(None, None, None))
         else:
             self._ask(self._on_brief, Role.COMMANDER, "commander", commander_message(self._goal))
         return self._flush()
@@ -151,8 +140,12 @@ class MissionMachine:
             work = self._work.pop(event.ticket, None)
             if work is None:
                 self._stale += 1
+            elif work.is_check is not isinstance(event, PlanChecked):
+                raise RuntimeError(f"ticket {event.ticket} and {type(event).__name__} do not match")
             elif isinstance(event, CommandsFinished):
                 self._on_commands(work, event)
+            elif isinstance(event, PlanChecked):
+                self._on_checked(work, event)
             else:
                 self._on_answer(work, event)
         return self._flush()
@@ -260,7 +253,7 @@ class MissionMachine:
             return False
         self._tickets += 1
         ask = evolve(work.ask, ticket=self._tickets, message=repeat_message(problem), delay=0.0)
-        self._work[ask.ticket] = evolve(work, ask=ask, repeats=work.repeats + 1)
+        self._work[ask.ticket] = evolve(work, ask=ask, repeats=work.repeats + 1, is_check=False)
         self._out.append(ask)
         return True
 
@@ -334,8 +327,21 @@ class MissionMachine:
             else:
                 self._end(MissionOutcome.FAILED, f"the planner gave no usable plan: {exc}")
             return
-        self._close(work)
-        self._accept_plan(plan)
+        self._check_plan(plan, work)
+
+    def _check_plan(self, plan: Plan, work: OpenWork) -> None:
+        self._tickets += 1
+        self._work[self._tickets] = evolve(work, is_check=True)
+        self._out.append(CheckPlan(ticket=self._tickets, plan=plan))
+
+    def _on_checked(self, work: OpenWork, event: PlanChecked) -> None:
+        if not event.problem:
+            self._close(work)
+            self._accept_plan(event.plan)
+        elif self._repeat(work, event.problem):
+            self._warn(f"the planner's plan was refused, asked again: {event.problem}")
+        else:
+            self._end(MissionOutcome.FAILED, f"the plan was refused: {event.problem}")
 
     def _accept_plan(self, plan: Plan) -> None:
         self._plan = plan

@@ -13,11 +13,13 @@ from orchestra.opencode.mission.report import CommandResult, MissionOutcome, Tas
 __all__ = (
     "AgentAnswered",
     "Ask",
+    "CheckPlan",
     "CloseSession",
     "Command",
     "CommandsFinished",
     "Event",
     "Finish",
+    "PlanChecked",
     "PlanMade",
     "RunCommands",
     "StopRequested",
@@ -57,6 +59,21 @@ class CommandsFinished:
 
 
 @frozen(kw_only=True)
+class PlanChecked:
+    """What the mission's steps made of a plan.
+
+    Attributes:
+        ticket: The order.
+        plan: The plan, possibly changed.
+        problem: Why it cannot be carried out; empty when it can.
+    """
+
+    ticket: int
+    plan: Plan
+    problem: str = ""
+
+
+@frozen(kw_only=True)
 class StopRequested:
     """Somebody, or a deadline, ends the mission."""
 
@@ -64,7 +81,7 @@ class StopRequested:
     outcome: MissionOutcome = MissionOutcome.INTERRUPTED
 
 
-Event: TypeAlias = WorkStarted | AgentAnswered | CommandsFinished | StopRequested
+Event: TypeAlias = WorkStarted | AgentAnswered | CommandsFinished | PlanChecked | StopRequested
 
 
 # --- commands: what the machine tells the runner -----------------------------------------------
@@ -96,6 +113,14 @@ class RunCommands:
     commands: tuple[tuple[str, ...], ...]
     task_id: str | None = None
     round: int = 0
+
+
+@frozen(kw_only=True)
+class CheckPlan:
+    """Show the plan to those who may change or refuse it."""
+
+    ticket: int
+    plan: Plan
 
 
 @frozen(kw_only=True)
@@ -137,4 +162,6 @@ class Finish:
     reason: str
 
 
-Command: TypeAlias = Ask | RunCommands | CloseSession | PlanMade | TaskMoved | Warn | Finish
+Command: TypeAlias = (
+    Ask | RunCommands | CheckPlan | CloseSession | PlanMade | TaskMoved | Warn | Finish
+)

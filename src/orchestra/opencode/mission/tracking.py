@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from attrs import define, field, frozen
 
@@ -11,7 +11,21 @@ from orchestra.opencode.mission.orders import AgentAnswered, Ask
 from orchestra.opencode.mission.plan import TaskSpec
 from orchestra.opencode.mission.report import CommandResult, TaskReport, TaskState
 
-__all__ = ("OpenWork", "TrackedTask")
+__all__ = ("TRANSITIONS", "OpenWork", "TrackedTask")
+
+TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
+    TaskState.WAITING: frozenset({TaskState.READY, TaskState.SKIPPED}),
+    TaskState.READY: frozenset({TaskState.WORKING, TaskState.FAILED, TaskState.SKIPPED}),
+    TaskState.WORKING: frozenset({TaskState.READY, TaskState.REVIEWING, TaskState.FAILED}),
+    TaskState.REVIEWING: frozenset(
+        {TaskState.READY, TaskState.CHECKING, TaskState.ACCEPTED, TaskState.FAILED}
+    ),
+    TaskState.CHECKING: frozenset({TaskState.READY, TaskState.ACCEPTED, TaskState.FAILED}),
+    TaskState.ACCEPTED: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.SKIPPED: frozenset(),
+}
+"""The whole of what a task may do."""
 
 
 @define
@@ -74,6 +88,7 @@ class OpenWork:
         task: The task it is about; None: the mission as a whole.
         tries: How often it was asked because a turn failed.
         repeats: How often it was asked because an answer had the wrong form.
+        is_check: Whether it is the look at the plan that came of it.
     """
 
     answer: Callable[[OpenWork, AgentAnswered], None] | None
@@ -81,3 +96,4 @@ class OpenWork:
     task: TrackedTask | None
     tries: int = 1
     repeats: int = 0
+    is_check: bool = False
