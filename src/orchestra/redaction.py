@@ -348,14 +348,13 @@ class RedactionStream:
             self._skip()
         if "\n" not in text and len(self._pending) <= _LINE:
             return ""
-        cut = self._pending.rfind("\n") + 1
-        key = _unfinished_key(self._pending[:cut])
-        if key is not None and len(self._pending) - key <= _KEY:
+        cut = line = self._pending.rfind("\n") + 1
+        while (key := _unfinished_key(self._pending[:cut])) is not None:
             cut = self._pending.rfind("\n", 0, key) + 1
-        elif key is not None:
+        if cut < line and len(self._pending) - cut > _KEY:
             self._rest = _KEY_LEFT
-            cut = len(self._pending)
-        elif len(self._pending) - cut > _LINE:
+            cut = line
+        elif cut == line and len(self._pending) - cut > _LINE:
             cut = self._cut_in_line()
         return self._release(cut)
 
