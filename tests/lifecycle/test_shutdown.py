@@ -918,7 +918,7 @@ def test_a_sync_handler_that_hangs_is_left_alone(loop: str) -> None:
 
 def test_the_refusal_pickles() -> None:
     """ShuttingDownError comes out of a pickle as it went in."""
-    error = pickle.loads(pickle.dumps(ShuttingDownError("why")))
+    error = pickle.loads(pickle.dumps(ShuttingDownError("why")))  # noqa: S301 - our own
     assert (str(error), error.reason, error.retry_after) == (
         "shutting down (why): begin no new work here",
         "why",
