@@ -301,9 +301,9 @@ def _escape(text: str, start: int) -> int:
     """How many characters belong to an escape of a JSON text or a terminal, not to the token."""
     if start > 0 and text[start - 1] == "\\":
         return 5 if text[start] == "u" else 1
-    if colour := _COLOUR.search(text, max(start - 8, 0), start + 4):
-        return max(colour.end() - start, 0)
-    return 0
+    colour = text.rfind("\x1b[", max(start - 10, 0), start)
+    match = _COLOUR.match(text, colour) if colour >= 0 else None
+    return 0 if match is None else max(match.end() - start, 0)
 
 
 @final

@@ -101,7 +101,7 @@ class Mission(AsyncContextManagerMixin):
         store: Where the mission's state is written before anything is done, in a namespace named
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
-            registered later does not count, and what they did is in the statistics of `hooks`.
+            registered later does not count, and what they did is in ``mission.hooks.statistics()``.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
