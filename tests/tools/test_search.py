@@ -180,6 +180,13 @@ async def test_lines_and_columns(root: Root, ripgrep: str | None) -> None:
     assert lines(loose) == ["a.txt:2:1:TWO"]
 
 
+async def test_only_the_beginning_tells_what_is_binary(root: Root, ripgrep: str | None) -> None:
+    """A null byte after the first 8 KiB does not hide what stands before and after it."""
+    write_files(root.path, {"a": "x" * 9_000 + "\nneedle\n\0\nneedle\n"})
+    found = await grep(root, GrepQuery(pattern="needle"), ripgrep=ripgrep)
+    assert lines(found) == ["a:2:1:needle", "a:4:1:needle"]
+
+
 async def test_literal_patterns(root: Root, ripgrep: str | None) -> None:
     """A literal is no regular expression, also when it looks like an option."""
     write_files(root.path, {"a": "--files (x*\nx\n"})
