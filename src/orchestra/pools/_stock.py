@@ -118,7 +118,7 @@ class Stock(Generic[T]):
         teller: Teller[ResourceCreated | ResourceDestroyed],
         rng: Callable[[], float],
     ) -> None:
-        self.name: Final = name
+        self.name: Final[str] = name
         self._calls: Final = calls
         self.plan: Final[PoolPlan[T]] = PoolPlan(rules)
         self._is_fast: Final = is_fast
@@ -131,13 +131,13 @@ class Stock(Generic[T]):
         self._rng: Final = rng
         door = Door(None, rng, is_fast=True)
         limit = Limit(rules.max_size, rule=Fixed())
-        self.lane: Final = Lane(name, limit, Gate(name, door), owner=door)
+        self.lane: Final[Lane] = Lane(name, limit, Gate(name, door), owner=door)
         self.entries: Final[dict[int, Entry[T]]] = {}
-        self.counts: Final = Counts()
+        self.counts: Final[Counts] = Counts()
         self.clock: Callable[[], float] = float
-        self.can_reset: Final = calls.reset is not None
-        self.is_closed = False
-        self.is_empty: Final = anyio.Event()
+        self.can_reset: Final[bool] = calls.reset is not None
+        self.is_closed: bool = False
+        self.is_empty: Final[anyio.Event] = anyio.Event()
         self._tasks: TaskGroup | None = None
         self._context = Context()
         self._keeper: Keeper | None = None
