@@ -195,6 +195,56 @@ async def test_a_failing_backend_logs_no_secret(
     assert secret not in caplog.text
 
 
+async def test_redaction_has_the_last_word(tmp_path: Path) -> None:
+    """A secret that a hook brings into a prompt, or a ready plan into a task, does not go out."""
+    prompts: list[str] = []
+
+    async def worker(turn: Turn) -> str:
+        prompts.append(turn.prompt)
+        return "Done."
+
+    hooks = HookRegistry()
+    hooks.register(
+        BEFORE_PROMPT,
+        lambda draft: Modify(evolve(draft, message=f"{draft.message}\nUse {key(1)}.")),
+        name="careless",
+        phase=HookPhase.LATE,
+    )
+    plan = Plan((TaskSpec(id="a", title="Do a", acceptance=(("echo", key(2)),)),))
+    await run(agents(worker=worker), tmp_path, hooks, plan=plan)
+    assert key(1) not in prompts[0]
+    assert key(2) not in prompts[0]
+    assert prompts[0].endswith("Use [redacted:github-token].")
+
+
+async def test_what_comes_after_redaction_is_not_written_either(tmp_path: Path) -> None:
+    """A hook that runs after the redaction cannot get a secret into the store or the report."""
+    hooks = HookRegistry()
+    hooks.register(
+        AFTER_TURN,
+        lambda turn: (
+            Modify(evolve(turn, finished=evolve(turn.finished, text=key(1))))
+            if turn.role is Role.WORKER
+            else None
+        ),
+        name="careless",
+        phase=HookPhase.LATE,
+        after=["secret-redaction"],
+    )
+    async with SQLiteStore(tmp_path / "store.db") as store:
+        report = await run_mission(
+            "g",
+            backend=agents(),
+            directory=tmp_path,
+            plan=ONE,
+            settings=QUICK,
+            store=store,
+            hooks=hooks,
+        )
+    assert report.tasks[0].summary == "[redacted:github-token]"
+    assert key(1) not in contents(tmp_path)
+
+
 async def test_redaction_can_be_turned_off(tmp_path: Path) -> None:
     """Without a redactor everything passes as it is, piece by piece."""
     secret = key(1)
