@@ -77,11 +77,14 @@ class Catalog:
         if model is not None:
             provider, _, model_id = model.partition("/")
             template["model"] = {"providerID": provider, "modelID": model_id}
-        if configured is not None and agent in {configured, Agent(agent.name)}:
-            return template, []
-        if agent.prompt and (known is None or known.prompt != agent.prompt):
-            template["system"] = agent.prompt
-        return template, permission_list(agent.permissions)
+        is_configured = configured is not None and agent in {configured, Agent(agent.name)}
+        if agent.prompt and not is_configured:
+            # What the server has as the agent's prompt already is not sent once more.
+            told = (known.prompt if known is not None else None) or ""
+            system = agent.prompt.removeprefix(told)
+            if system:
+                template["system"] = system
+        return template, [] if is_configured else permission_list(agent.permissions)
 
     async def _find_agent(self, name: str) -> wire.AgentInfo | None:
         if name not in self._agents:

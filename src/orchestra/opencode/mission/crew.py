@@ -15,6 +15,7 @@ from orchestra import Agent, ConcurrencyController, HookRegistry, Session, Sessi
 from orchestra.errors import BlockedError, HookError, OrchestraError
 from orchestra.events import (
     Finished,
+    FinishReason,
     SessionEvent,
     TurnError,
     Usage,
@@ -30,6 +31,7 @@ from orchestra.opencode.mission.hook_points import (
     MissionTurn,
     SessionTold,
 )
+from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import AgentAnswered, Ask, Event, WorkStarted
 from orchestra.opencode.mission.plan import MissionSettings, Role
 from orchestra.opencode.mission.report import Span
@@ -54,6 +56,7 @@ class Crew:
         controller: Gives the slots of each role.
         hooks: What steps in.
         scrubber: Takes secrets out of what no hook sees.
+        memory: Adds to prompts what is relevant, and learns from briefs.
         now: Gives seconds after the mission's start.
         post: Takes what the machine must know.
         publish: Takes what the mission tells.
@@ -76,6 +79,7 @@ class Crew:
         controller: ConcurrencyController,
         hooks: HookRegistry,
         scrubber: Scrubber,
+        memory: MissionMemory,
         now: Callable[[], float],
         post: Callable[[Event], None],
         publish: Callable[[MissionEvent], None],
@@ -88,6 +92,7 @@ class Crew:
         self._controller = controller
         self._hooks = hooks
         self._scrubber = scrubber
+        self._memory = memory
         self._now = now
         self._post = post
         self._publish = publish
@@ -119,6 +124,8 @@ class Crew:
                 turn.finished = finished = await self._after_turn(ask, finished)
             finally:
                 self._end_turn(ask, turn)
+        if finished.reason is FinishReason.DONE:
+            self._memory.hear(ask, finished.text)
         self._post(
             AgentAnswered(
                 ticket=ask.ticket,
@@ -174,7 +181,7 @@ class Crew:
 
     async def _open(self, ask: Ask) -> Session:
         return await self._backend.open(
-            self._agents[ask.role],
+            self._memory.equip(ask, self._agents[ask.role]),
             directory=self._directory,
             title=ask.name,
             metadata={

@@ -228,7 +228,8 @@ class MissionReport:
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
         evidence: What the mission did to the files; None when nobody looked.
-        statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
+        statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``,
+            ``memory_entries``, ``memory_characters``.
     """
 
     goal: str

@@ -43,6 +43,7 @@ from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import (
     ApprovalGiven,
     Ask,
@@ -145,6 +146,12 @@ class Mission(AsyncContextManagerMixin):
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._memory = MissionMemory(
+            self._id,
+            directory=self._directory,
+            settings=self._settings.memory,
+            scrubber=self._scrubber,
+        )
         self._crew = Crew(
             self._id,
             backend=backend,
@@ -154,6 +161,7 @@ class Mission(AsyncContextManagerMixin):
             controller=self._controller,
             hooks=self._hooks,
             scrubber=self._scrubber,
+            memory=self._memory,
             now=self._now,
             post=self._post,
             publish=self._publish,
@@ -268,6 +276,7 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            await self._memory.begin(store)
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -299,6 +308,7 @@ class Mission(AsyncContextManagerMixin):
                     commands = await self._record(commands)
                     for command in commands:
                         finish = self._perform(work, command)
+                    await self._memory.flush()
                     if finish is None:
                         events = await self._next_events()
                         commands = [
@@ -317,6 +327,7 @@ class Mission(AsyncContextManagerMixin):
                 for warning in self._witness.warnings:
                     self._warn(warning)
                 if finish is not None:
+                    await self._memory.settle(finish.outcome)
                     self._report = self._make_report(finish, evidence)
                     self._publish(MissionFinished(at=self._now(), report=self._report))
             finally:
@@ -368,6 +379,7 @@ class Mission(AsyncContextManagerMixin):
                 work.start_soon(self._crew.close, session)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
+            self._memory.look(self._machine.task_report(command.task_id))
             self._publish(
                 TaskChanged(
                     at=self._now(),
@@ -520,6 +532,8 @@ class Mission(AsyncContextManagerMixin):
                 "questions": self._steps.questions,
                 "tool_calls": self._steps.tool_calls,
                 "retries": self._machine.retries,
+                "memory_entries": self._memory.told,
+                "memory_characters": self._memory.characters,
             },
         )
         try:
