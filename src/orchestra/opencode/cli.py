@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, final
 
@@ -24,11 +25,14 @@ import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
 from orchestra.opencode.doctor import examine
 from orchestra.opencode.job import Job, JobOptions, prepare, run_job
+from orchestra.opencode.mission.memory.rules import MemoryEntry
+from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
 from orchestra.opencode.records import list_missions, list_steps, verify_records
+from orchestra.opencode.remembering import add_note, forget_note, list_memory
 
 __all__ = ("main",)
 
@@ -214,6 +218,8 @@ def _parser() -> _Parser:
     _add_common(verify)
     verify.set_defaults(function=_verify)
 
+    _add_memory(commands)
+
     doctor = commands.add_parser(
         "doctor", help="say what is installed, found and missing", allow_abbrev=False
     )
@@ -222,11 +228,50 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on stdout, and nothing else"
+def _add_memory(commands: argparse._SubParsersAction[_Parser]) -> None:
+    memory = commands.add_parser(
+        "memory", help="list what this workspace remembers, add to it, forget", allow_abbrev=False
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
+    memory.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    _add_common(memory)
+    memory.set_defaults(function=_list_memory)
+    actions = memory.add_subparsers(metavar="ACTION")
+    add = actions.add_parser("add", help="remember a note", allow_abbrev=False)
+    add.add_argument("text", metavar="TEXT", help="what agents are to be told")
+    add.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="tell it only where this file is written; may be repeated",
+    )
+    add.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        choices=[role.value for role in Role],
+        help="tell it only to this role; may be repeated",
+    )
+    add.set_defaults(function=_add_note)
+    forget = actions.add_parser("forget", help="forget an entry for good", allow_abbrev=False)
+    forget.add_argument("id", metavar="ID", help="its id, or the beginning of one")
+    forget.set_defaults(function=_forget_note)
+    for parser in (add, forget):
+        # Given before the action's name they count too, so there is no default to hide them.
+        parser.add_argument("--dir", type=Path, default=argparse.SUPPRESS, help="the workspace")
+        _add_common(parser, default=argparse.SUPPRESS)
+
+
+def _add_common(parser: argparse.ArgumentParser, default: object = False) -> None:  # noqa: FBT002
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=default,
+        help="print one JSON object on stdout, and nothing else",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show tracebacks and debug logs"
+    )
 
 
 def _at_least_one(text: str) -> int:
@@ -316,3 +361,29 @@ def _verify(options: argparse.Namespace, console: _Console) -> int:
     for check in checks:
         console.line(str(check))
     return EXIT_ACCEPTED if is_whole else EXIT_FAILED
+
+
+def _list_memory(options: argparse.Namespace, console: _Console) -> int:
+    found = anyio.run(list_memory, options.dir or Path())
+    if console.is_json:
+        console.document({"schema": SCHEMA, "entries": [each.to_json() for each in found]})
+    for each in found:
+        console.line(str(each))
+    return EXIT_ACCEPTED
+
+
+def _add_note(options: argparse.Namespace, console: _Console) -> int:
+    add = partial(add_note, files=options.file, roles=options.role)
+    return _show_note("remembered", anyio.run(add, options.dir or Path(), options.text), console)
+
+
+def _forget_note(options: argparse.Namespace, console: _Console) -> int:
+    entry = anyio.run(forget_note, options.dir or Path(), options.id)
+    return _show_note("forgotten", entry, console)
+
+
+def _show_note(what: str, entry: MemoryEntry, console: _Console) -> int:
+    if console.is_json:
+        console.document({"schema": SCHEMA, "id": entry.id, "text": entry.text})
+    console.line(f"{what}: {entry.id}  {entry.text}")
+    return EXIT_ACCEPTED

@@ -17,6 +17,8 @@ from attrs import field, frozen
 from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
+from orchestra.opencode.agents.limits import SYSTEM_LIMIT
+from orchestra.opencode.mission.memory.rules import MemorySettings
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.tables import Table, describe
 
@@ -207,6 +209,15 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     acceptance.close()
     named = [line for task in tasks for line in task.acceptance]
 
+    memory = root.table("memory")
+    remembering = MemorySettings(
+        is_on=memory.boolean("enabled", default=defaults.memory.is_on),
+        characters=memory.integer(
+            "characters", defaults.memory.characters, minimum=0, maximum=SYSTEM_LIMIT
+        ),
+    )
+    memory.close()
+
     rules = root.table("rules")
     settings = MissionSettings(
         limits=limit,
@@ -223,6 +234,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         deadline=rules.seconds("deadline", 0.0) or None,
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
+        memory=remembering,
         has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
     )
     rules.close()

@@ -1,11 +1,12 @@
 """Which entries are relevant to what an agent is about to do; pure and deterministic.
 
 An entry is relevant when it is about a file that the task writes, when it is from the task itself or
-from one that it depends on, or when the task's text has enough of the entry's rare words. How rare
-a word is, is its inverse document frequency over the entries (Spaerck Jones, 1972), and how much is
+from one that it depends on, or when the task's text has enough of the entry's rare words. How rare a
+word is, is its inverse document frequency over the entries (Spaerck Jones, 1972); how much is
 enough is a share of the entry's whole weight, so that long texts are not relevant to everything.
 
 Looking takes time in proportion to the words of the text and the entries that have one of them.
+Weights are whole numbers, so that they do not depend on the order in which entries came.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import final
 
 from attrs import frozen
@@ -26,8 +28,8 @@ ENOUGH = 0.3
 _LEAST_SHARED = 2
 """A single word in common is a coincidence."""
 _LONGEST_TEXT = 8_000
-_BACKGROUND = 20
-"""Texts that are taken to exist besides, so that few entries do not make every word look common."""
+_CORPUS = 1_000
+"""How many entries there could be: with few of them no word looks common."""
 _WORD = re.compile(r"[^\W_]{3,}|\d+")
 _COMMON_WORDS = """
     about accept accepted add after again all also and any are because been before being but can
@@ -81,6 +83,7 @@ class MemoryIndex:
     def __init__(self, entries: Iterable[MemoryEntry] = ()) -> None:
         self._entries: dict[str, MemoryEntry] = {}
         self._words: dict[str, frozenset[str]] = {}
+        self._weights: dict[str, int] = {}
         self._by_word: dict[str, set[str]] = {}
         self._by_place: dict[str, set[str]] = {}
         for entry in entries:
@@ -112,8 +115,9 @@ class MemoryIndex:
         self.discard(entry.id)
         self._entries[entry.id] = entry
         words = self._words[entry.id] = words_of(f"{entry.text} {' '.join(entry.files)}")
+        self._weights[entry.id] = 0
         for word in words:
-            self._by_word.setdefault(word, set()).add(entry.id)
+            self._hold(word, entry.id, is_held=True)
         for place in _places(entry):
             self._by_place.setdefault(place, set()).add(entry.id)
 
@@ -126,12 +130,30 @@ class MemoryIndex:
         entry = self._entries.pop(entry_id, None)
         if entry is None:
             return
-        keys = [(self._by_word, word) for word in self._words.pop(entry_id)]
-        keys += [(self._by_place, place) for place in _places(entry)]
-        for table, key in keys:
-            table[key].discard(entry_id)
-            if not table[key]:
-                del table[key]
+        for word in self._words.pop(entry_id):
+            self._hold(word, entry_id, is_held=False)
+        del self._weights[entry_id]
+        for place in _places(entry):
+            self._by_place[place].discard(entry_id)
+            if not self._by_place[place]:
+                del self._by_place[place]
+
+    def _hold(self, word: str, entry_id: str, *, is_held: bool) -> None:
+        """Let an entry have a word, or not any more; the others' weights follow."""
+        holders = self._by_word.setdefault(word, set())
+        before = _rarity(len(holders))
+        if is_held:
+            change = _rarity(len(holders) + 1) - before
+            self._weights[entry_id] += before + change
+        else:
+            holders.discard(entry_id)
+            change = _rarity(len(holders)) - before
+        for name in holders:
+            self._weights[name] += change
+        if is_held:
+            holders.add(entry_id)
+        elif not holders:
+            del self._by_word[word]
 
     def find(
         self, question: Question, worth: Callable[[MemoryEntry], float]
@@ -163,34 +185,23 @@ class MemoryIndex:
 
     def _by_text(self, question: Question, known: dict[str, float]) -> dict[str, float]:
         """Return the entries of which the text has enough, apart from those known already."""
-        shared: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        for word in sorted(words_of(question.text)):
-            holders = self._by_word.get(word)
-            if holders is None:
-                continue
-            rarity = self._rarity_of(len(holders))
+        words = words_of(question.text)
+        shared: dict[str, int] = {}
+        for word in words:
+            holders = self._by_word.get(word, ())
+            rarity = _rarity(len(holders))
             for name in holders:
-                shared[name] = shared.get(name, 0.0) + rarity
-                counts[name] = counts.get(name, 0) + 1
+                shared[name] = shared.get(name, 0) + rarity
         found = {}
         for name, weight in shared.items():
-            if name in known or counts[name] < _LEAST_SHARED:
+            share = weight / self._weights[name]
+            # A person has said for which files a note is.
+            is_said = self._entries[name].tier is MemoryTier.SYSTEM
+            if share < ENOUGH or name in known or is_said:
                 continue
-            if self._entries[name].tier is MemoryTier.SYSTEM:
-                continue  # a person has said for which files it is
-            share = weight / self._weight(name)
-            if share >= ENOUGH:
-                found[name] = min(share, 1.0)
+            if len(words & self._words[name]) >= _LEAST_SHARED:
+                found[name] = share
         return found
-
-    def _weight(self, entry_id: str) -> float:
-        by_word = self._by_word
-        return sum(self._rarity_of(len(by_word[word])) for word in sorted(self._words[entry_id]))
-
-    def _rarity_of(self, holders: int) -> float:
-        total = len(self._entries) + _BACKGROUND
-        return math.log(1 + (total - holders + 0.5) / (holders + 0.5))
 
     @staticmethod
     def _is_for(entry: MemoryEntry, question: Question) -> bool:
@@ -201,6 +212,11 @@ class MemoryIndex:
 
     def __repr__(self) -> str:
         return f"<MemoryIndex {len(self._entries)} entries, {len(self._by_word)} words>"
+
+
+@cache
+def _rarity(holders: int) -> int:
+    return round(1_000 * math.log(1 + _CORPUS / holders)) if holders else 0
 
 
 def _places(entry: MemoryEntry) -> Iterator[str]:

@@ -25,6 +25,7 @@ from orchestra.opencode.mission.memory.rules import (
     drop_least,
     entry_from_plain,
     entry_to_plain,
+    is_over_budget,
     observe,
 )
 from orchestra.opencode.mission.memory.telling import choose, memory_block
@@ -255,7 +256,7 @@ class MissionMemory:
                 continue  # the project knows; whether it still holds is for the tallies to say
             self._put(entry if known is None else combine(known, entry))
             is_new = True
-        if is_new:
+        if is_new and is_over_budget(self._index):
             _, dropped = drop_least(map(self._current, self._index), self._number)
             for entry in dropped:
                 self._drop(entry.id)

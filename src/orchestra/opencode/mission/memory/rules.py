@@ -36,6 +36,7 @@ __all__ = (
     "entry_from_plain",
     "entry_id",
     "entry_to_plain",
+    "is_over_budget",
     "new_entry",
     "observe",
     "settle",
@@ -348,6 +349,21 @@ def settle(
     return settled
 
 
+def is_over_budget(
+    entries: Iterable[MemoryEntry], budgets: Mapping[MemoryTier, int] = BUDGETS
+) -> bool:
+    """Whether some tier holds more than it may.
+
+    Args:
+        entries: The entries of all tiers.
+        budgets: Tokens for each tier.
+    """
+    room = dict(budgets)
+    for entry in entries:
+        room[entry.tier] -= entry.tokens
+    return min(room.values()) < 0
+
+
 def drop_least(
     entries: Iterable[MemoryEntry], now: int, budgets: Mapping[MemoryTier, int] = BUDGETS
 ) -> tuple[list[MemoryEntry], list[MemoryEntry]]:
@@ -367,7 +383,7 @@ def drop_least(
     dropped: list[MemoryEntry] = []
     for entry in ranked:
         # Once something did not fit, nothing that is worth less takes its place.
-        room[entry.tier] = room[entry.tier] - entry.tokens
+        room[entry.tier] -= entry.tokens
         (kept if room[entry.tier] >= 0 else dropped).append(entry)
     return kept, dropped
 
