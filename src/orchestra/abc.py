@@ -7,7 +7,7 @@ that the built-in backends pass too; a store by `orchestra.testing.check_store`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -304,6 +304,22 @@ class SessionBackend(ABC):
             NotADirectoryError: ``directory`` does not exist or is not a directory.
             anyio.ClosedResourceError: The backend has not been entered, or has been left.
         """
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions that are not known to do nothing. Always a checkpoint.
+
+        This is the proof that what was cancelled has ended, so it must come from where the agents
+        run: a session also counts as busy while one that it has started itself is. Sessions that
+        were closed may be asked about. Here: all of them as long as any turn of the backend runs.
+
+        Args:
+            session_ids: `Session.id` of sessions that were opened here.
+
+        Raises:
+            SessionError: Nobody can tell.
+        """
+        await anyio.lowlevel.checkpoint()
+        return frozenset(session_ids) if self.statistics().turns_running else frozenset()
 
     @asynccontextmanager
     async def lease(

@@ -197,10 +197,14 @@ class CheckPlan:
 
 @frozen(kw_only=True)
 class AskApproval:
-    """Let somebody decide about the plan; nothing of it has started."""
+    """Let somebody decide about the plan; nothing of it has started.
+
+    ``proposal`` counts the plans that somebody was asked about, also across restarts.
+    """
 
     ticket: int
     plan: Plan
+    proposal: int = 1
 
 
 @frozen(kw_only=True)
