@@ -273,9 +273,10 @@ class Workspace:
     def _reconcile(self) -> None:
         """Catch up after events were lost."""
         self._lose_events()
-        self.host.spawn(self._fetch_requests)
+        self.host.spawn(self.fetch_requests)
 
-    async def _fetch_requests(self) -> None:
+    async def fetch_requests(self) -> None:
+        """Answer the requests that wait: nobody will tell us of them again."""
         if not any(session.turn for session in self.sessions.values()):
             return
         try:
@@ -300,7 +301,9 @@ class Workspace:
             root = await self._find_root(asked.session_id)
             session = self.sessions.get(root or "")
             if session is None:
-                return  # the request of somebody else's session: not ours to answer
+                # The request of somebody else's session: not ours to answer, as long as it is his.
+                self._answered.pop(asked.id, None)
+                return
             try:
                 if isinstance(asked, wire.PermissionAsked):
                     await self._answer_permission(asked, session)
