@@ -18,7 +18,7 @@ from orchestra.opencode.mission import evidence as evidence_module
 from orchestra.opencode.mission.evidence import Tree, Witness, WorkspaceWatch
 
 SECRETS = {
-    "-----BEGIN RSA PRIVATE KEY-----": "a private key",
+    "-----BEGIN RSA PRIVATE KEY-----\n" + "a1B2" * 16: "a private key",
     "AKIA" + "A1B2" * 4: "an AWS access key",
     "ghp_" + "a1B2" * 9: "a GitHub token",
     "glpat-" + "a1B2" * 5: "a GitLab token",
