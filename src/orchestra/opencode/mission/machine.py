@@ -392,9 +392,7 @@ class MissionMachine:
         if self._settings.must_approve:
             self._phase = Phase.APPROVAL
             self._proposals += 1
-            self._tickets.order(
-                AskApproval(ticket=0, plan=event.plan, proposal=self._proposals)
-            )
+            self._tickets.order(AskApproval(ticket=0, plan=event.plan, proposal=self._proposals))
         else:
             self._accept_plan(event.plan)
 

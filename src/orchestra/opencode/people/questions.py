@@ -96,7 +96,7 @@ class PersonAnswer:
 
 Person: TypeAlias = Callable[
     [PersonQuestion],
-    PersonAnswer | bool | None | Awaitable[PersonAnswer | bool | None],
+    PersonAnswer | bool | Awaitable[PersonAnswer | bool | None] | None,
 ]
 """Answers questions, at once or later; cancelled when somebody else was quicker. None: no answer."""
 

@@ -77,9 +77,7 @@ class PeopleSide:
             return StopRequested(reason=f"the plan cannot be put to anybody: {exc}")
         if answer is None:
             return StopRequested(reason=unapproved(self._mission, deadline or 0.0))
-        return ApprovalGiven(
-            ticket=order.ticket, is_approved=answer.is_approved, note=answer.note
-        )
+        return ApprovalGiven(ticket=order.ticket, is_approved=answer.is_approved, note=answer.note)
 
     async def wait_cancel(self) -> StopRequested:
         """Wait until somebody wants the mission to end. A checkpoint."""
