@@ -610,7 +610,7 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
             return frozenset()
         busy = {session.id for session in host.sessions.values() if session.is_busy}
         busy.update(tuple(host.threads.values()))
-        return busy & frozenset(session_ids)
+        return frozenset(busy & frozenset(session_ids))
 
     def statistics(self) -> BackendStatistics:
         host = self._host

@@ -61,6 +61,7 @@ class Crew:
     Attributes:
         timeline: The turns that have ended.
         usage: What they have consumed.
+        opened: The ids of all the sessions that were opened.
         turns_running: Prompts under way.
         turns_finished: Prompts that have ended, one way or the other.
     """
@@ -92,6 +93,7 @@ class Crew:
         self._post = post
         self._publish = publish
         self._sessions: dict[str, Session] = {}
+        self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage = Usage()
         self.turns_running = 0
@@ -173,8 +175,8 @@ class Crew:
         )
 
     async def _open(self, ask: Ask) -> Session:
-        return await self._backend.open(
-            self._agents[ask.role],
+        session = await self._backend.open(
+            self._equip(ask),
             directory=self._directory,
             title=ask.name,
             metadata={
@@ -184,6 +186,15 @@ class Crew:
                 "round": str(ask.round),
             },
         )
+        self.opened.append(session.id)
+        return session
+
+    def _equip(self, ask: Ask) -> Agent:
+        """Return whom to ask, with what this mission's rules add to the agent's own."""
+        agent = self._agents[ask.role]
+        room = max(self._settings.loop.depth - ask.depth, 0)
+        rules = self._settings.people.permissions.get(ask.role.value, ())
+        return evolve(agent, subagent_depth=room, permissions=(*agent.permissions, *rules))
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
         draft = MissionPrompt(

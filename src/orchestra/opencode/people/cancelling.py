@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import anyio
-from attrs import field, frozen
+from attrs import frozen
 
 from orchestra import MVCCStore, SessionBackend, Transaction
 from orchestra.errors import OrchestraError, StoreError
@@ -49,7 +49,7 @@ class Quiescence:
     """
 
     sessions: int
-    busy: tuple[str, ...] = field(default=(), converter=tuple)
+    busy: tuple[str, ...] = ()
     why: str = ""
 
     @property
@@ -176,7 +176,7 @@ def read_quiet(plain: Mapping[str, Any]) -> Quiescence:
     Args:
         plain: The value of ``quiet``.
     """
-    return Quiescence(sessions=plain["sessions"], busy=plain["busy"], why=plain["why"])
+    return Quiescence(sessions=plain["sessions"], busy=tuple(plain["busy"]), why=plain["why"])
 
 
 async def is_unseen(store: MVCCStore) -> bool:

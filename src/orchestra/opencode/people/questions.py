@@ -14,7 +14,7 @@ from inspect import isawaitable
 from typing import Any, TypeAlias, final
 
 import anyio
-from attrs import field, frozen, validators
+from attrs import frozen
 
 from orchestra import MVCCStore, Transaction
 from orchestra.errors import CompactedError, ConflictError
@@ -25,7 +25,6 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 __all__ = (
     "ANSWER",
     "QUESTION",
-    "PeopleSettings",
     "Person",
     "PersonAnswer",
     "PersonQuestion",
@@ -38,24 +37,6 @@ QUESTION = "question/"
 ANSWER = "answer/"
 
 _logger = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class PeopleSettings:
-    """How long a mission waits for people.
-
-    Attributes:
-        approval_deadline: Seconds that a plan waits for somebody's word before the mission ends
-            INTERRUPTED; None: for ever. The answer may still be given afterwards.
-        permission_deadline: Seconds that an agent's request waits for somebody.
-        permission_default: Whether it is allowed when nobody has answered in that time.
-    """
-
-    approval_deadline: float | None = field(
-        default=3600.0, validator=validators.optional(validators.gt(0))
-    )
-    permission_deadline: float = field(default=120.0, validator=validators.gt(0))
-    permission_default: bool = False
 
 
 @frozen(kw_only=True)

@@ -10,6 +10,7 @@ import anyio
 from orchestra import MVCCStore, SessionBackend
 from orchestra.errors import StoreError
 from orchestra.opencode.mission.orders import ApprovalGiven, AskApproval, StopRequested
+from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import Plan
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.people.approval import plan_question, unapproved
@@ -20,7 +21,7 @@ from orchestra.opencode.people.cancelling import (
     wait_cancel,
     write_quiet,
 )
-from orchestra.opencode.people.questions import PeopleSettings, Person, QuestionDesk
+from orchestra.opencode.people.questions import Person, QuestionDesk
 
 __all__ = ("PeopleSide",)
 
