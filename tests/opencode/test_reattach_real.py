@@ -8,12 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
+from tests.helpers.killable import PASSWORD, KillableServer
 
 from orchestra.abc import Agent, Session
 from orchestra.events import Finished, FinishReason, Started, TextReceived
 from orchestra.opencode.backend import OpenCodeBackend
 from orchestra.testing import ModelRequest, Reply, Rule, ScriptedModel
-from tests.helpers.killable import PASSWORD, KillableServer
 
 pytestmark = pytest.mark.real_server
 
@@ -23,7 +23,7 @@ AGENT = Agent("echo", prompt="You are the echo.")
 async def _repeat(request: ModelRequest) -> Reply:
     """Answer at once, or when the file that the prompt names is there."""
     word, _, place = request.prompt.partition(" ")
-    while word == "wait" and not await anyio.Path(place).exists():
+    while word == "wait" and not await anyio.Path(place).exists():  # noqa: ASYNC110
         await anyio.sleep(0.02)
     return Reply(f"heard {word}")
 

@@ -435,7 +435,7 @@ class Turn:
                     self.end(FinishReason.INTERRUPTED, interrupted(_OCCUPIED))
                 elif found.is_begun or not is_idle:
                     self._workspace.host.spawn(self._workspace.fetch_requests)
-                    self.lose_events()
+                    self._machine.lose_events(now=anyio.current_time())
                 else:
                     return False
                 return True
