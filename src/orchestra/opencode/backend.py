@@ -32,6 +32,7 @@ from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
 from orchestra.opencode.client.workspace import Workspace
+from orchestra.opencode.toasts import Toast
 
 __all__ = ("OpenCodeBackend",)
 
@@ -368,6 +369,28 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         for workspace in tuple(self._workspaces.values()):
             busy |= await workspace.find_busy(session_ids)
         return busy
+
+    async def show_toast(self, toast: Toast, *, directory: Path) -> None:
+        """Show a line in every OpenCode interface that is attached there. A checkpoint.
+
+        The server does not tell whether anybody looks.
+
+        Args:
+            toast: The line.
+            directory: Whose interfaces.
+
+        Raises:
+            SessionError: The server cannot be reached, or refuses.
+        """
+        await anyio.lowlevel.checkpoint()
+        place = await anyio.Path(directory).resolve()
+        await self._check_open().show_toast(
+            str(place),
+            title=toast.title,
+            message=toast.message,
+            variant=toast.variant,
+            duration=toast.duration,
+        )
 
     async def prewarm(self, directory: Path) -> None:
         """Make the server load what the directory needs; see `SessionBackend.prewarm`.

@@ -11,6 +11,11 @@ from orchestra import PermissionRule
 __all__ = ("PeopleSettings",)
 
 
+def _is_positive(_settings: object, _field: object, seconds: float | None) -> None:
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"approval_deadline must be positive, or None for ever, not {seconds!r}")
+
+
 @frozen(kw_only=True)
 class PeopleSettings:
     """How long a mission waits for people.
@@ -24,9 +29,7 @@ class PeopleSettings:
             match wins. ``ask`` has the agent's requests put to somebody.
     """
 
-    approval_deadline: float | None = field(
-        default=3600.0, validator=validators.optional(validators.gt(0.0))
-    )
+    approval_deadline: float | None = field(default=3600.0, validator=_is_positive)
     permission_deadline: float = field(default=120.0, validator=validators.gt(0))
     permission_default: bool = False
     permissions: Mapping[str, tuple[PermissionRule, ...]] = field(factory=dict)
