@@ -116,9 +116,10 @@ def _plain(value: object) -> Any:
     """Return an event as JSON takes it."""
     if isinstance(value, Enum):
         return value.value
-    if has(type(value)):
-        plain = {field.name: _plain(getattr(value, field.name)) for field in fields(type(value))}
-        return {"kind": type(value).__name__, **plain} if _is_told(value) else plain
+    kind: type[Any] = type(value)
+    if has(kind):
+        plain = {field.name: _plain(getattr(value, field.name)) for field in fields(kind)}
+        return {"kind": kind.__name__, **plain} if _is_told(value) else plain
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

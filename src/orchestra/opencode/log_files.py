@@ -24,10 +24,10 @@ _BACKUPS = 4
 
 
 def log_folder() -> Path:
-    """Return the folder for logs of this user; it need not exist.
+    r"""Return the folder for logs of this user; it need not exist.
 
     Linux and others: ``$XDG_STATE_HOME/orchestra/log``, by default below ``~/.local/state``. macOS:
-    ``~/Library/Logs/orchestra``. Windows: ``%LOCALAPPDATA%\\orchestra\\Logs``.
+    ``~/Library/Logs/orchestra``. Windows: ``%LOCALAPPDATA%\orchestra\Logs``.
     """
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Logs" / "orchestra"
@@ -82,7 +82,7 @@ class _Handler(RotatingFileHandler):
         handle = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         return open(handle, "a", encoding="utf-8", errors="replace")  # noqa: PTH123
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
         """Go on without this entry: a full disk must not end a mission."""
 
 
