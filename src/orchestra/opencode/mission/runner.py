@@ -24,6 +24,7 @@ from orchestra import (
     MemoryStore,
     MVCCStore,
     SessionBackend,
+    SessionPool,
     background_tasks,
 )
 from orchestra.errors import BlockedError, HookError, StoreError
@@ -85,6 +86,7 @@ __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
+_MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
 _QUIET_LIMIT = 10.0
@@ -149,6 +151,7 @@ class Mission(AsyncContextManagerMixin):
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
+        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -158,7 +161,6 @@ class Mission(AsyncContextManagerMixin):
         self._id = f"mission_{secrets.token_hex(4)}"
         self._crew = Crew(
             self._id,
-            backend=backend,
             directory=self._directory,
             agents=team,
             settings=self._settings,
@@ -175,6 +177,7 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._sessions: SessionPool  # on entering
         self._ledger: Ledger  # on entering, when there is a store
         self._people: PeopleSide
         self._quiescence = Quiescence(sessions=0)
@@ -298,6 +301,8 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._crew.enter(self._sessions)
             self._people = PeopleSide(
                 self._id,
                 store.namespace(self._id),
@@ -353,7 +358,8 @@ class Mission(AsyncContextManagerMixin):
 
     async def _wind_up(self, finish: Finish | None) -> None:
         """Close, write and tell what is left; without a finish the mission was cancelled."""
-        await self._crew.close_all()
+        self._crew.close_all()
+        await self._sessions.aclose()
         evidence = None
         if finish is None:
             # Perhaps when its end was decided already, but not yet written.
@@ -385,6 +391,14 @@ class Mission(AsyncContextManagerMixin):
         events, self._inbox = self._inbox, []
         return events
 
+    def _make_pool(self) -> SessionPool:
+        # Slots are what bounds the turns; a session is held between turns too, also by those who
+        # wait for others, so that a bound on sessions could make them wait for each other.
+        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
+        return SessionPool(
+            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
+        )
+
     def _open_ledger(self, store: MVCCStore) -> Ledger:
         about = {
             "goal": self._goal,
@@ -413,11 +427,10 @@ class Mission(AsyncContextManagerMixin):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
         elif isinstance(command, Cancel):
-            if (scope := self._scopes.get(command.ticket)) is not None:
-                scope.cancel()
+            if command.ticket in self._scopes:
+                self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._crew.find(command.session)) is not None:
-                work.start_soon(self._crew.close, session)
+            self._crew.close(command.session)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             self._publish(
