@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
+from attrs import evolve
+
 from orchestra.abc import Agent
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
@@ -77,14 +79,18 @@ class Catalog:
         if model is not None:
             provider, _, model_id = model.partition("/")
             template["model"] = {"providerID": provider, "modelID": model_id}
-        is_configured = configured is not None and agent in {configured, Agent(agent.name)}
-        if agent.prompt and not is_configured:
-            # What the server has as the agent's prompt already is not sent once more.
-            told = (known.prompt if known is not None else None) or ""
-            system = agent.prompt.removeprefix(told)
-            if system:
-                template["system"] = system
-        return template, [] if is_configured else permission_list(agent.permissions)
+        plain = evolve(agent, subagent_depth=None)  # that is for us to see to, not for the server
+        if configured is not None and plain in {
+            evolve(configured, subagent_depth=None),
+            Agent(agent.name),
+        }:
+            return template, []
+        # What the server has as the agent's prompt already is not sent once more.
+        told = (known.prompt if known is not None else None) or ""
+        if system := agent.prompt.removeprefix(told):
+            template["system"] = system.lstrip("
+")
+        return template, permission_list(agent.permissions)
 
     async def _find_agent(self, name: str) -> wire.AgentInfo | None:
         if name not in self._agents:

@@ -17,9 +17,9 @@ from attrs import field, frozen
 from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
-from orchestra.opencode.agents.limits import SYSTEM_LIMIT
 from orchestra.opencode.mission.memory.rules import MemorySettings
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.prompt_limits import MAX_SYSTEM
 from orchestra.opencode.mission.tables import Table, describe
 
 __all__ = (
@@ -213,7 +213,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     remembering = MemorySettings(
         is_on=memory.boolean("enabled", default=defaults.memory.is_on),
         characters=memory.integer(
-            "characters", defaults.memory.characters, minimum=0, maximum=SYSTEM_LIMIT
+            "characters", defaults.memory.characters, minimum=0, maximum=MAX_SYSTEM
         ),
     )
     memory.close()

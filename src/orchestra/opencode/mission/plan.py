@@ -11,6 +11,7 @@ from attrs import field, frozen, validators
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
 from orchestra.opencode.mission.memory.rules import MemorySettings
+from orchestra.opencode.mission.people_settings import PeopleSettings
 
 __all__ = (
     "LoopLimits",
@@ -203,6 +204,7 @@ class MissionSettings:
             report tells which files changed, and what in them does not parse or looks like a
             secret.
         memory: Whether and how much it remembers of earlier work.
+        people: How long people are waited for, and what agents must ask them.
         redactor: Takes secrets out of prompts, answers, events, the store, the report and the
             log; None: nothing is taken out.
     """
@@ -220,6 +222,7 @@ class MissionSettings:
     todo_file: str | None = "TODO.md"
     has_evidence: bool = True
     memory: MemorySettings = field(factory=MemorySettings)
+    people: PeopleSettings = field(factory=PeopleSettings)
     redactor: Redactor | None = field(factory=Redactor)
 
     def permits(self, argv: Sequence[str]) -> bool:

@@ -11,7 +11,6 @@ from attrs import define, evolve, field
 
 from orchestra import Agent, MVCCStore, Transaction
 from orchestra.errors import StoreError
-from orchestra.opencode.agents.limits import system_room
 from orchestra.opencode.mission.memory.index import MemoryIndex, Question
 from orchestra.opencode.mission.memory.lessons import from_accepted, from_brief, from_rejected
 from orchestra.opencode.mission.memory.project import ProjectMemory
@@ -33,6 +32,7 @@ from orchestra.opencode.mission.messages import read_task
 from orchestra.opencode.mission.orders import Ask
 from orchestra.opencode.mission.plain import clean
 from orchestra.opencode.mission.plan import Role
+from orchestra.opencode.mission.prompt_limits import system_room, with_system_text
 from orchestra.opencode.mission.report import MissionOutcome, TaskReport, TaskState
 from orchestra.opencode.mission.scrubbing import Scrubber
 
@@ -323,7 +323,7 @@ class MissionMemory:
         if names is None:
             self.told += len(chosen)
             self.characters += len(block)
-        return evolve(agent, prompt=agent.prompt + block) if block else agent
+        return evolve(agent, prompt=with_system_text(agent.prompt, block)) if block else agent
 
     def _find(self, ask: Ask, hidden: set[str]) -> list[MemoryEntry]:
         try:
