@@ -88,8 +88,7 @@ class Catalog:
         # What the server has as the agent's prompt already is not sent once more.
         told = (known.prompt if known is not None else None) or ""
         if system := agent.prompt.removeprefix(told):
-            template["system"] = system.lstrip("
-")
+            template["system"] = system.lstrip()
         return template, permission_list(agent.permissions)
 
     async def _find_agent(self, name: str) -> wire.AgentInfo | None:

@@ -53,7 +53,7 @@ class _Work:
     Attributes:
         seen: How many of its reasons were looked at.
         is_over: Whether it was accepted, or has failed.
-        current: The entries that its present session was told.
+        current: The entries that the latest session of each role was told.
         latest: The entries made of the latest reasons, which its next message has anyway.
         sessions: For each of its sessions the entries that it was told.
         tallies: How the rounds ended in which an entry was told.
@@ -61,14 +61,17 @@ class _Work:
 
     seen: int = 0
     is_over: bool = False
-    current: list[str] = field(factory=list)
+    current: dict[str, list[str]] = field(factory=dict)
     latest: list[str] = field(factory=list)
     sessions: dict[str, list[str]] = field(factory=dict)
     tallies: dict[str, Tally] = field(factory=dict)
 
-    def count(self, tally: Tally) -> None:
-        for name in self.current:
+    def count(self, tally: Tally) -> set[str]:
+        """Count the end of a round for all who were told something, and return what that was."""
+        names = {name for told in self.current.values() for name in told}
+        for name in names:
             self.tallies[name] = self.tallies.get(name, Tally()).plus(tally)
+        return names
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -281,10 +284,10 @@ class MissionMemory:
 
     def _count(self, task_id: str, tally: Tally) -> None:
         work = self._work.get(task_id)
-        if work is not None and work.current:
-            work.count(tally)
-            for name in work.current:
-                self._tallies[name] = self._tally(name).plus(tally)
+        names = set() if work is None else work.count(tally)
+        for name in names:
+            self._tallies[name] = self._tally(name).plus(tally)
+        if names:
             self._unwritten_work.add(task_id)
 
     def _tally(self, name: str) -> Tally:
@@ -315,9 +318,9 @@ class MissionMemory:
             chosen = choose(self._find(ask, set(work.latest)), room)
         else:
             chosen = [entry for name in names if (entry := self._index.get(name)) is not None]
-        work.current = [entry.id for entry in chosen]
-        if chosen or names:
-            work.sessions[ask.session] = work.current
+        work.current[ask.role.value] = [entry.id for entry in chosen]
+        if chosen:
+            work.sessions[ask.session] = [entry.id for entry in chosen]
             self._unwritten_work.add(ask.task_id or "")
         block = memory_block(chosen)
         if names is None:
