@@ -10,6 +10,7 @@ from attrs import field, frozen, validators
 
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
+from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
 
 __all__ = (
     "LoopLimits",
@@ -188,7 +189,9 @@ class MissionSettings:
         limits: How many sessions of each role may work at once; 10 for a role that is left out.
         loop: When a mission that does not get anywhere is ended.
         fallbacks: For each role the models that are taken, in this order, when its own fails for
-            good.
+            good, or its provider cannot be asked.
+        providers: How the providers of the models are treated.
+        budget: What the mission may spend.
         must_approve: Whether somebody must approve the plan before its tasks start.
         acceptance: Command lines that must succeed after all tasks were accepted.
         allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
@@ -208,6 +211,8 @@ class MissionSettings:
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     loop: LoopLimits = field(factory=LoopLimits)
     fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
+    providers: ProviderSettings = field(factory=ProviderSettings)
+    budget: BudgetSettings = field(factory=BudgetSettings)
     must_approve: bool = False
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
