@@ -20,6 +20,7 @@ __all__ = (
     "MAX_DELAY",
     "MAX_RETRY_AFTER",
     "MAX_TROUBLES",
+    "OF_THE_AGENT",
     "RULES",
     "Action",
     "ErrorClass",
@@ -125,6 +126,17 @@ RULES: Mapping[ErrorClass, Rule] = {
 }
 """One rule for every class there is."""
 
+OF_THE_AGENT = frozenset(
+    {
+        ErrorClass.BLOCKED,
+        ErrorClass.CONTEXT_OVERFLOW,
+        ErrorClass.LENGTH,
+        ErrorClass.LOOP,
+        ErrorClass.TOOL,
+    }
+)
+"""Failures that come of what the agent did: the next one is told, so that it goes another way."""
+
 _BY_REASON: Mapping[FinishReason, ErrorClass] = {
     FinishReason.LOST: ErrorClass.BACKEND_LOST,
     FinishReason.REFUSED: ErrorClass.REFUSED,
@@ -187,6 +199,9 @@ def classify(answer: AgentAnswered) -> ErrorClass:
     """
     found = _BY_REASON.get(answer.reason)
     error = answer.error
+    if answer.reason is FinishReason.BLOCKED and error is not None:
+        # A hook's word about what the agent did; about the prompt itself it is final.
+        return ErrorClass.TOOL if error.is_retryable else ErrorClass.BLOCKED
     if error is None or found is ErrorClass.BACKEND_LOST:
         return found or (
             ErrorClass.ABORTED if answer.reason is FinishReason.ABORTED else ErrorClass.UNKNOWN
