@@ -258,3 +258,13 @@ class MissionSettings:
             role: The role.
         """
         return tuple(self.fallbacks.get(role.value, ()))
+
+    def later_models(self, role: Role, model: str | None) -> tuple[str, ...]:
+        """Return the models that a role can still fall back on.
+
+        Args:
+            role: The role.
+            model: The one in use; None: the agent's own.
+        """
+        chain = self.chain(role)
+        return chain[chain.index(model) + 1 :] if model in chain else chain

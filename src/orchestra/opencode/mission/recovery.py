@@ -80,8 +80,8 @@ class Action(Enum):
     GIVE_UP = "give up"
     """The piece of work has failed."""
     WIND_DOWN = "wind down"
-    """The piece of work has failed, and nothing new begins: what is under way is brought to its
-    end with what is kept for that, and the mission has failed."""
+    """The piece of work has failed. What is under way is brought to its end, with what is kept for
+    that; then the mission ends."""
     STOP = "stop"
     """The mission ends."""
 
@@ -128,6 +128,7 @@ RULES: Mapping[ErrorClass, Rule] = {
 
 OF_THE_AGENT = frozenset(
     {
+        ErrorClass.ATTEMPT_BUDGET,
         ErrorClass.BLOCKED,
         ErrorClass.CONTEXT_OVERFLOW,
         ErrorClass.LENGTH,

@@ -170,8 +170,9 @@ def _costs(costs: CostNode) -> str:
 
 
 def _cost_rows(node: CostNode, depth: int) -> Iterator[str]:
+    indent = "&emsp;" * depth
     yield (
-        f'<tr><td>{"\u2003" * depth}{clean(node.name, 100)}</td>'
+        f"<tr><td>{indent}{clean(node.name, 100)}</td>"
         f'<td class="number">{_amount(node.tokens, node.dollars)}</td>'
         f'<td class="number">{_amount(node.own_tokens, node.own_dollars)}</td></tr>\n'
     )

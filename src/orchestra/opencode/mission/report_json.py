@@ -96,7 +96,9 @@ def report_from_json(document: object) -> MissionReport:
         started_at=_text(root, "started_at"),
         warnings=_texts(root, "warnings"),
         evidence=_evidence(root),
-        costs=None if root.take("costs", "an object or null") is None else _costs(root.table("costs")),
+        costs=None
+        if root.take("costs", "an object or null") is None
+        else _costs(root.table("costs")),
         statistics={key: _count(counters, key) for key in counters},
     )
     if root.problems:

@@ -26,7 +26,7 @@ from orchestra import (
     SessionBackend,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, StoreError
+from orchestra.errors import BlockedError, HookError, OrchestraError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
 from orchestra.opencode.mission.crew import Crew
@@ -60,11 +60,13 @@ from orchestra.opencode.mission.orders import (
     PlanMade,
     RunGates,
     StopRequested,
+    TaskAdded,
     TaskMoved,
     Warn,
     WorkStarted,
 )
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
+from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
     CommandResult,
     Evidence,
@@ -75,6 +77,7 @@ from orchestra.opencode.mission.report import (
     TaskState,
 )
 from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
@@ -145,6 +148,9 @@ class Mission(AsyncContextManagerMixin):
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._team = team
+        self._spending = Spending(self._settings.budget)
+        gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._crew = Crew(
             self._id,
             backend=backend,
@@ -152,6 +158,8 @@ class Mission(AsyncContextManagerMixin):
             agents=team,
             settings=self._settings,
             controller=self._controller,
+            gates=gates,
+            spending=self._spending,
             hooks=self._hooks,
             scrubber=self._scrubber,
             now=self._now,
@@ -288,13 +296,8 @@ class Mission(AsyncContextManagerMixin):
         commands = self._machine.start()
         try:
             async with anyio.create_task_group() as work:
-                if self._settings.todo_file is not None:
-                    work.start_soon(self._keep_todo)
-                if self._settings.deadline is not None:
-                    work.start_soon(self._keep_deadline, self._settings.deadline)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
-                if self._settings.has_evidence:
-                    await self._witness.begin()
+                await self._begin(work)
                 while finish is None:
                     commands = await self._record(commands)
                     for command in commands:
@@ -312,6 +315,7 @@ class Mission(AsyncContextManagerMixin):
                     if finish is None:
                         stop = StopRequested(reason="it was cancelled")
                         await self._record(self._machine.handle(stop))
+                    await self._record([])  # what the turns that were cut off have cost
                     await self._write_todo()
                     evidence = None if finish is None else await self._witness.end()
                 for warning in self._witness.warnings:
@@ -321,6 +325,18 @@ class Mission(AsyncContextManagerMixin):
                     self._publish(MissionFinished(at=self._now(), report=self._report))
             finally:
                 self._finished.set()  # also when this fails: leaving the mission waits for it
+
+    async def _begin(self, work: TaskGroup) -> None:
+        """Start what goes on beside everything else, and look at what is there."""
+        if self._settings.todo_file is not None:
+            work.start_soon(self._keep_todo)
+        await self._begin_spending()
+        if self._settings.deadline is not None:
+            work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
+        if (seconds := self._spending.seconds_left()) is not None:
+            work.start_soon(self._keep_deadline, seconds, "budget")
+        if self._settings.has_evidence:
+            await self._witness.begin()
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -349,7 +365,9 @@ class Mission(AsyncContextManagerMixin):
     async def _record(self, commands: list[Command]) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._ledger.record(commands, self._machine.task_report)
+            await self._ledger.record(
+                commands, self._machine.task_report, spent=self._spending.take_news()
+            )
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
@@ -358,15 +376,23 @@ class Mission(AsyncContextManagerMixin):
 
     def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
         if isinstance(command, Order):
-            scope = self._scopes[command.ticket] = anyio.CancelScope()
-            work.start_soon(self._fulfil, command, scope)
+            self._scopes[command.ticket] = anyio.CancelScope()
+            work.start_soon(self._fulfil, command, self._scopes[command.ticket])
         elif isinstance(command, Cancel):
             if (scope := self._scopes.get(command.ticket)) is not None:
                 scope.cancel()
         elif isinstance(command, CloseSession):
             if (session := self._crew.find(command.session)) is not None:
                 work.start_soon(self._crew.close, session)
-        elif isinstance(command, TaskMoved):
+        elif isinstance(command, Finish):
+            return command
+        else:
+            self._tell(command)
+        return None
+
+    def _tell(self, command: Command) -> None:
+        """Publish what the machine tells."""
+        if isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             self._publish(
                 TaskChanged(
@@ -381,11 +407,10 @@ class Mission(AsyncContextManagerMixin):
             self._is_todo_stale.set()
             plan = self._steps.show_plan(command.plan)
             self._publish(PlanAccepted(at=self._now(), plan=plan))
+        elif isinstance(command, TaskAdded):
+            self._spending.add_part(command.spec.id, command.parent)
         elif isinstance(command, Warn):
             self._publish(WarningRaised(at=self._now(), message=command.message))
-        elif isinstance(command, Finish):
-            return command
-        return None
 
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
@@ -452,11 +477,21 @@ class Mission(AsyncContextManagerMixin):
 
     # --- files, clock ---
 
-    async def _keep_deadline(self, seconds: float) -> None:
+    async def _begin_spending(self) -> None:
+        """Learn what the models cost, if that counts."""
+        models = [agent.model or self._backend.model or "" for agent in self._team.values()]
+        for chain in self._settings.fallbacks.values():
+            models += chain
+        try:
+            await self._spending.begin(self._backend, self._directory, models)
+        except (OrchestraError, OSError) as exc:
+            self._warn(f"the backend does not say what its models cost: {exc}")
+
+    async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
         self._post(
             StopRequested(
-                reason=f"the mission's deadline of {seconds:g} s is over",
+                reason=f"the mission's {what} of {seconds:g} s is over",
                 outcome=MissionOutcome.FAILED,
             )
         )
@@ -514,6 +549,7 @@ class Mission(AsyncContextManagerMixin):
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            costs=as_cost_node(self._spending.tree()),
             statistics={
                 "turns": self._crew.turns_finished,
                 "permissions": self._steps.permissions,

@@ -111,7 +111,9 @@ class Bill:
             tokens=self._used.tokens - before.tokens,
             microdollars=self._used.microdollars - before.microdollars,
         )
-        return self._spending.shortage(self._budget, self._reservation, step, self.is_wrap_up)
+        return self._spending.shortage(
+            self._budget, self._reservation, step, wrap_up=self.is_wrap_up
+        )
 
     def time_over(self) -> TurnError:
         """Return why a turn ends whose time is over."""
@@ -351,7 +353,7 @@ class Spending:
         return TurnError(name=name, message=str(error), is_retryable=False)
 
     def shortage(
-        self, budget: Budget, reservation: Reservation, step: Amount, is_wrap_up: bool
+        self, budget: Budget, reservation: Reservation, step: Amount, *, wrap_up: bool
     ) -> TurnError:
         """Return why a turn that has run past its estimate cannot go on.
 
@@ -359,12 +361,12 @@ class Spending:
             budget: Who pays.
             reservation: What is held for the turn.
             step: What its last step has cost.
-            is_wrap_up: Whether it may use what is kept.
+            wrap_up: Whether it may use what is kept.
         """
         need = reservation.held + step
         for each in self._line(budget):
             now = each.statistics()
-            share = 1.0 if is_wrap_up else 1.0 - self._settings.wrap_up
+            share = 1.0 if wrap_up else 1.0 - self._settings.wrap_up
             tokens = math.inf if now.limit_tokens is None else now.limit_tokens * share
             dollars = math.inf if now.limit_dollars is None else float(now.limit_dollars) * share
             is_short = (
