@@ -284,12 +284,15 @@ class Passage:
         Args:
             answer: How it ended.
         """
-        error = classify(answer)
-        if error not in _FAILURES:
+        error = answer.error
+        if error is None or classify(answer) not in _FAILURES:
+            return
+        # The way to the backend is not the provider's; what it answers has a status.
+        if error.status is None and error.name != "APIError":
             return
         self._failed()
-        if answer.error is not None and answer.error.retry_after is not None:
-            self._gate.rest(answer.error.retry_after)
+        if error.retry_after is not None:
+            self._gate.rest(error.retry_after)
 
     def __enter__(self) -> Self:
         return self
