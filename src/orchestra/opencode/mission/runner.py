@@ -24,6 +24,7 @@ from orchestra import (
     MemoryStore,
     MVCCStore,
     SessionBackend,
+    SessionPool,
     background_tasks,
 )
 from orchestra.errors import BlockedError, HookError, OrchestraError, StoreError
@@ -86,6 +87,7 @@ __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
+_MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
 
@@ -141,6 +143,7 @@ class Mission(AsyncContextManagerMixin):
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
+        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -153,9 +156,9 @@ class Mission(AsyncContextManagerMixin):
         gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._crew = Crew(
             self._id,
-            backend=backend,
             directory=self._directory,
             agents=team,
+            model=backend.model,
             settings=self._settings,
             controller=self._controller,
             gates=gates,
@@ -172,6 +175,7 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._sessions: SessionPool  # on entering
         self._ledger: Ledger  # on entering, when there is a store
         self._subscriptions = Subscriptions()
         self._listener = listener
@@ -276,6 +280,8 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._crew.enter(self._sessions)
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -311,7 +317,8 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._crew.close_all()
+                    self._crew.close_all()
+                    await self._sessions.aclose()
                     if finish is None:
                         stop = StopRequested(reason="it was cancelled")
                         await self._record(self._machine.handle(stop))
@@ -349,6 +356,14 @@ class Mission(AsyncContextManagerMixin):
         events, self._inbox = self._inbox, []
         return events
 
+    def _make_pool(self) -> SessionPool:
+        # Slots are what bounds the turns; a session is held between turns too, also by those who
+        # wait for others, so that a bound on sessions could make them wait for each other.
+        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
+        return SessionPool(
+            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
+        )
+
     def _open_ledger(self, store: MVCCStore) -> Ledger:
         about = {
             "goal": self._goal,
@@ -379,11 +394,10 @@ class Mission(AsyncContextManagerMixin):
             self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, self._scopes[command.ticket])
         elif isinstance(command, Cancel):
-            if (scope := self._scopes.get(command.ticket)) is not None:
-                scope.cancel()
+            if command.ticket in self._scopes:
+                self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._crew.find(command.session)) is not None:
-                work.start_soon(self._crew.close, session)
+            self._crew.close(command.session)
         elif isinstance(command, Finish):
             return command
         else:
