@@ -150,6 +150,10 @@ class Workplaces(ABC):
         """
 
     @abstractmethod
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """Say that one of the mission's own commands is at work in the workspace."""
+
+    @abstractmethod
     async def whole(self) -> Change:
         """Tell what the whole mission has changed in the workspace since it began. A checkpoint."""
 
