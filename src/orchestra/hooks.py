@@ -91,7 +91,7 @@ class HookPoint(Generic[T]):
 @final
 @frozen(eq=False)
 class SyncHookPoint(Generic[T]):
-    """A place where hooks may step in that must not wait: coroutine functions are refused.
+    """A place where hooks may step in that must not wait; coroutine functions are refused.
 
     Args:
         name: What errors and statistics call it.

@@ -301,9 +301,9 @@ def _escape(text: str, start: int) -> int:
     """How many characters belong to an escape of a JSON text or a terminal, not to the token."""
     if start > 0 and text[start - 1] == "\\":
         return 5 if text[start] == "u" else 1
-    if colour := _COLOUR.search(text, max(start - 8, 0), start + 4):
-        return max(colour.end() - start, 0)
-    return 0
+    colour = text.rfind("\x1b[", max(start - 10, 0), start)
+    match = _COLOUR.match(text, colour) if colour >= 0 else None
+    return 0 if match is None else max(match.end() - start, 0)
 
 
 @final
@@ -348,14 +348,13 @@ class RedactionStream:
             self._skip()
         if "\n" not in text and len(self._pending) <= _LINE:
             return ""
-        cut = self._pending.rfind("\n") + 1
-        key = _unfinished_key(self._pending[:cut])
-        if key is not None and len(self._pending) - key <= _KEY:
+        cut = line = self._pending.rfind("\n") + 1
+        while (key := _unfinished_key(self._pending[:cut])) is not None:
             cut = self._pending.rfind("\n", 0, key) + 1
-        elif key is not None:
+        if cut < line and len(self._pending) - cut > _KEY:
             self._rest = _KEY_LEFT
-            cut = len(self._pending)
-        elif len(self._pending) - cut > _LINE:
+            cut = line
+        elif cut == line and len(self._pending) - cut > _LINE:
             cut = self._cut_in_line()
         return self._release(cut)
 

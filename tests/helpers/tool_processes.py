@@ -35,6 +35,8 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return not Path("/proc").is_dir()
+    except ProcessLookupError:  # it ended between opening and reading
+        return False
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -90,6 +90,8 @@ SECRETS: Sequence[tuple[str, str, str, str]] = [
     ("password", '{\\"password\\": \\"', "hunter2!", '\\"}'),
     ("credential", "api_key = '", drawn(20), "'"),
     ("credential", "--token=", drawn(12) + "1a", " go"),
+    ("password", "mysql --password ", "hunter2!", " -u me"),
+    ("credential", '["cli", "--api-token", "', "s3cr3tvalue", '"]'),
     ("credential", "token: ", "550e8400-e29b-41d4-a716-446655440000", "\n"),
     ("high-entropy", "try ", drawn(40), " now"),
     ("high-entropy", "line\\n", drawn(32, f"{ALNUM}+/"), "\\n"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import math
+import pickle
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -913,3 +914,13 @@ def test_a_sync_handler_that_hangs_is_left_alone(loop: str) -> None:
     release.set()
     threads[0].join(30)
     assert not threads[0].is_alive()
+
+
+def test_the_refusal_pickles() -> None:
+    """ShuttingDownError comes out of a pickle as it went in."""
+    error = pickle.loads(pickle.dumps(ShuttingDownError("why")))  # noqa: S301 - our own
+    assert (str(error), error.reason, error.retry_after) == (
+        "shutting down (why): begin no new work here",
+        "why",
+        None,
+    )

@@ -545,6 +545,8 @@ class Play:
             raise errors[0]
 
     async def release(self, number: int, scope: anyio.CancelScope) -> None:
+        if not self.resources[number].is_released:  # it may have been forgotten just before
+            self.released |= self.subtree(number)
         with scope:
             try:
                 await self.resources[number].release()
@@ -574,7 +576,6 @@ class Play:
             number = step.which % count
             scope = anyio.CancelScope()
             self.scopes.append(scope)
-            self.released |= self.subtree(number)
             tasks.start_soon(self.release, number, scope)
         elif step.what == "cancel" and self.scopes:
             self.scopes[step.which % len(self.scopes)].cancel()

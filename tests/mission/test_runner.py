@@ -326,7 +326,7 @@ async def test_a_slow_reader_is_told_what_it_missed(tmp_path: Path) -> None:
 
     async def worker(turn: Turn) -> str:
         for _ in range(6_000):
-            await turn.text("x")
+            await turn.text("x\n")
         return "Done."
 
     mission = Mission("g", backend=Crew(worker=worker).backend, directory=tmp_path, settings=QUICK)

@@ -60,7 +60,7 @@ def test_missions_are_listed_and_told(workspace: Path, capsys: pytest.CaptureFix
         assert code == 0
         lines = out.splitlines()
         assert "mission running" in lines[0]
-        assert "plan of 1 tasks" in lines[0]
+        assert "plan of 1 tasks" in lines[1]
         assert "mission accepted" in lines[-1]
         assert [line for line in lines if "a working (round 1)" in line]
 

@@ -411,7 +411,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     ),
     "destroyed twice: by its holder and by who invalidates it": (
         "pools._stock",
-        "            entry.holder.lose(ResourceEnd.INVALIDATED)\n",
+        "            entry.holder._lose(ResourceEnd.INVALIDATED)  # noqa: SLF001 - the lease\n",
         "            self.discard(entry, ResourceEnd.INVALIDATED)\n",
     ),
     "never destroyed: what idles when the pool is closed": (

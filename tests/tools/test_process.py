@@ -24,6 +24,7 @@ from orchestra.errors import (
     ToolStartError,
     ToolTimeoutError,
 )
+from orchestra.tools import process
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
 
@@ -72,7 +73,7 @@ async def test_each_answer_finds_its_request(tmp_path: Path) -> None:
         async with anyio.create_task_group() as group:
             for number in range(1, 6):
                 group.start_soon(ask, number)
-                await anyio.wait_all_tasks_blocked()
+                await until(lambda count=number: tool.load == count)  # type: ignore[misc]
             assert await tool.request("release") == 5
         assert answers == {number: f"held {number}" for number in range(1, 6)}
 
@@ -191,10 +192,10 @@ async def test_a_deaf_server_holds_up_its_own_requests_only(tmp_path: Path) -> N
 async def test_notifications_come_in_order(tmp_path: Path) -> None:
     """Each notification is heard once, in order, before the answer that follows it."""
     heard: list[tuple[str, Any]] = []
-    process = ToolProcess(
+    talkative = ToolProcess(
         odd_command(tmp_path), on_notification=lambda method, params: heard.append((method, params))
     )
-    async with process as tool:
+    async with talkative as tool:
         assert await tool.request("tell", {"count": 500}) == 500
         assert heard == [("told", [number]) for number in range(500)]
 
@@ -299,8 +300,11 @@ async def test_a_wrong_id_in_headers(tmp_path: Path) -> None:
             await tool.request("garbage")
 
 
-async def test_a_kill_from_outside_is_noticed_at_once(tmp_path: Path) -> None:
+async def test_a_kill_from_outside_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kill -9 in the middle of a request fails it, and takes the grandchildren along."""
+    monkeypatch.setattr(process, "_LINGER", 1000.0)  # nor is anything waited for
     async with odd(tmp_path, request_timeout=None) as tool:
         grandchild = await tool.request("spawn", {})
         assert tool.pid is not None
@@ -340,8 +344,8 @@ async def test_last_words_are_in_the_error(tmp_path: Path) -> None:
 
 
 async def test_the_end_of_a_long_stderr_is_kept(tmp_path: Path) -> None:
-    """A talkative server works; of what it says, the end is kept."""
-    async with odd(tmp_path) as tool:
+    """A talkative server that answers is no flood; of what it says, the end is kept."""
+    async with odd(tmp_path, stderr_limit=200_000) as tool:
         for number in range(20):
             await tool.request("say", {"text": f"{number} " * 10_000})
         assert await tool.request("echo", [1]) == [1]
@@ -388,12 +392,15 @@ async def test_a_file_that_is_no_program(tmp_path: Path) -> None:
             raise AssertionError("unreachable")
 
 
+@pytest.mark.parametrize("current", ["workspace", "elsewhere"])
 @pytest.mark.parametrize("entry", ["", ".", "bin", "{workspace}", "{workspace}/bin", "{link}"])
-async def test_no_program_of_the_workspace_is_run(entry: str, tmp_path: Path) -> None:
+async def test_no_program_of_the_workspace_is_run(
+    entry: str, current: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However PATH leads into the workspace, a program there is not found by its name."""
     workspace = tmp_path / "workspace"
-    for place in (workspace, workspace / "bin"):
-        place.mkdir()
+    for place in (workspace, workspace / "bin", tmp_path / "elsewhere" / "bin"):
+        place.mkdir(parents=True)
         program = place / "tool-of-the-workspace"
         program.write_text("#!/bin/sh\ntouch was-run\n")
         program.chmod(0o755)
@@ -403,14 +410,10 @@ async def test_no_program_of_the_workspace_is_run(entry: str, tmp_path: Path) ->
     command = ToolCommand(
         argv=("tool-of-the-workspace",), directory=workspace, environment={"PATH": path}
     )
-    before = Path.cwd()
-    os.chdir(workspace)
-    try:
-        with pytest.raises(ToolStartError, match="outside"):
-            async with ToolProcess(command):
-                raise AssertionError("unreachable")
-    finally:
-        os.chdir(before)
+    monkeypatch.chdir(tmp_path / current)
+    with pytest.raises(ToolStartError, match="outside"):
+        async with ToolProcess(command):
+            raise AssertionError("unreachable")
     assert not (workspace / "was-run").exists()
 
 
@@ -481,21 +484,21 @@ async def test_the_block_keeps_its_own_error(tmp_path: Path) -> None:
 
 async def test_a_process_is_entered_once(tmp_path: Path) -> None:
     """Before the block nothing can be asked, and there is no second block."""
-    process = ToolProcess(odd_command(tmp_path))
+    tool = ToolProcess(odd_command(tmp_path))
     with pytest.raises(RuntimeError, match="was not started"):
-        await process.request("echo")
-    async with process:
+        await tool.request("echo")
+    async with tool:
         pass
     with pytest.raises(RuntimeError, match="entered once"):
-        async with process:
+        async with tool:
             raise AssertionError("unreachable")
 
 
 async def test_it_can_be_looked_at(tmp_path: Path) -> None:
     """Its repr and statistics say what it does."""
-    process = ToolProcess(odd_command(tmp_path))
-    assert repr(process) == "<ToolProcess 'odd' not started>"
-    async with process as tool:
+    tool = ToolProcess(odd_command(tmp_path))
+    assert repr(tool) == "<ToolProcess 'odd' not started>"
+    async with tool:
         await cancel_while_waiting(tool, "hold")
         statistics = tool.statistics()
         assert (statistics.requests, statistics.answered) == (2, 1)

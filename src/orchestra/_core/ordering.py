@@ -58,12 +58,13 @@ def put_in_order(places: Sequence[Place]) -> list[str]:
         HookOrderError: The wishes form a circle, or contradict a phase; it names the members.
     """
     known = {place.name: place for place in places}
-    graphs: dict[HookPhase, dict[str, set[str]]] = {phase: {} for phase in _PHASES}
+    # Predecessors are kept in order: the same hooks give the same order and the same error.
+    graphs: dict[HookPhase, dict[str, list[str]]] = {phase: {} for phase in _PHASES}
     for place in places:
-        graphs[place.phase][place.name] = set()
+        graphs[place.phase][place.name] = []
     for first, second in _wishes(places, known):
         if first.phase is second.phase:
-            graphs[first.phase][second.name].add(first.name)
+            graphs[first.phase][second.name].append(first.name)
         elif _PHASES.index(first.phase) > _PHASES.index(second.phase):
             raise HookOrderError(
                 f"hook {first.name!r} is to run before {second.name!r}, but it is "
@@ -86,7 +87,7 @@ def _wishes(places: Sequence[Place], known: Mapping[str, Place]) -> Iterator[tup
                 yield known[name], place
 
 
-def _sort(graph: Mapping[str, set[str]], rank: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+def _sort(graph: Mapping[str, list[str]], rank: Mapping[str, tuple[int, int]]) -> Iterator[str]:
     sorter = TopologicalSorter(graph)
     try:
         sorter.prepare()

@@ -94,7 +94,10 @@ _VALUE = (
 
 
 def _assigned(keyword: str) -> str:
-    return rf"(?<!:)(?i:{keyword})s?[0-9]{{0,2}}{_QUOTE}{_SEPARATOR}{_VALUE}"
+    name = f"(?i:{keyword})"
+    # --token 123, also as two words of a list
+    option = rf"(?<=-){name}(?:[ \t]{{1,2}}|\\{{0,3}}[\"'],[ \t]{{0,2}})"
+    return rf"(?<!:)(?:{option}|{name}s?[0-9]{{0,2}}{_QUOTE}{_SEPARATOR}){_VALUE}"
 
 
 SECRET_RULES: tuple[SecretRule, ...] = (

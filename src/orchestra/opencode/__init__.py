@@ -34,6 +34,16 @@ if TYPE_CHECKING:
         RoleChoice,
         read_mission_file,
     )
+    from orchestra.opencode.mission.hook_points import (
+        AFTER_TURN,
+        BEFORE_PROMPT,
+        PLAN_RECEIVED,
+        REPORT_READY,
+        SESSION_EVENT,
+        MissionPrompt,
+        MissionTurn,
+        SessionTold,
+    )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
         LoopLimits,
@@ -62,7 +72,12 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.statistics import MissionStatistics
 
 __all__ = (
+    "AFTER_TURN",
+    "BEFORE_PROMPT",
+    "PLAN_RECEIVED",
+    "REPORT_READY",
     "ROLE_AGENTS",
+    "SESSION_EVENT",
     "AgentActed",
     "AgentCall",
     "AgentCommand",
@@ -77,10 +92,12 @@ __all__ = (
     "MissionFile",
     "MissionFinished",
     "MissionOutcome",
+    "MissionPrompt",
     "MissionReport",
     "MissionSettings",
     "MissionStarted",
     "MissionStatistics",
+    "MissionTurn",
     "OpenCodeBackend",
     "OpenCodeProgram",
     "Plan",
@@ -89,6 +106,7 @@ __all__ = (
     "ReportFiles",
     "Role",
     "RoleChoice",
+    "SessionTold",
     "Span",
     "StreamTiming",
     "TaskChanged",
@@ -112,7 +130,12 @@ __all__ = (
 )
 
 _HOMES = {
+    "AFTER_TURN": "orchestra.opencode.mission.hook_points",
+    "BEFORE_PROMPT": "orchestra.opencode.mission.hook_points",
+    "PLAN_RECEIVED": "orchestra.opencode.mission.hook_points",
+    "REPORT_READY": "orchestra.opencode.mission.hook_points",
     "ROLE_AGENTS": "orchestra.opencode.agents.roles",
+    "SESSION_EVENT": "orchestra.opencode.mission.hook_points",
     "AgentActed": "orchestra.opencode.mission.events",
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
@@ -127,10 +150,12 @@ _HOMES = {
     "MissionFile": "orchestra.opencode.mission.file",
     "MissionFinished": "orchestra.opencode.mission.events",
     "MissionOutcome": "orchestra.opencode.mission.report",
+    "MissionPrompt": "orchestra.opencode.mission.hook_points",
     "MissionReport": "orchestra.opencode.mission.report",
     "MissionSettings": "orchestra.opencode.mission.plan",
     "MissionStarted": "orchestra.opencode.mission.events",
     "MissionStatistics": "orchestra.opencode.mission.statistics",
+    "MissionTurn": "orchestra.opencode.mission.hook_points",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
     "Plan": "orchestra.opencode.mission.plan",
@@ -139,6 +164,7 @@ _HOMES = {
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
+    "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "StreamTiming": "orchestra.opencode.client.stream",
     "TaskChanged": "orchestra.opencode.mission.events",

@@ -105,7 +105,7 @@ class PoolLease(Generic[T]):
 
     @property
     def place(self) -> str:
-        """Where it was asked for: file and line."""
+        """The file and the line where it was asked for."""
         lines = self._code.co_lines()
         line = next((line for begin, end, line in lines if begin <= self._instruction < end), None)
         return f"{self._code.co_filename}:{line}"
@@ -124,17 +124,15 @@ class PoolLease(Generic[T]):
 
     def invalidate(self) -> None:
         """Give the resource back as of no use any more: it is destroyed."""
-        self.lose(ResourceEnd.INVALIDATED)
+        self._lose(ResourceEnd.INVALIDATED)
 
-    def lose(self, cause: ResourceEnd) -> None:
-        """As `invalidate`, for another cause; for the pool."""
+    def _lose(self, cause: ResourceEnd) -> None:
         entry = self._entry
         if entry is not None:
             self._entry = None
             self._stock.discard(entry, cause)
 
-    async def begin(self) -> T:
-        """Wait for a resource; for the pool."""
+    async def __aenter__(self) -> T:
         if self._is_used:
             raise RuntimeError("a lease is entered once; ask the pool for another one")
         self._is_used = True
@@ -151,8 +149,7 @@ class PoolLease(Generic[T]):
             stock.keeper().watch(self._scope, self._lifetime)
         return entry.resource
 
-    def begin_nowait(self) -> None:
-        """Take what idles; for the pool."""
+    def _begin_nowait(self) -> None:
         self._is_used = True
         entry = self._stock.take_nowait(self.priority)
         if entry is None:
@@ -160,8 +157,6 @@ class PoolLease(Generic[T]):
         entry.uses += 1
         entry.holder = self
         self._entry = entry
-
-    __aenter__ = begin
 
     async def __aexit__(
         self,
@@ -194,7 +189,7 @@ class PoolLease(Generic[T]):
         if self._stock.can_reset:
             self.release()
         else:
-            self.lose(ResourceEnd.INTERRUPTED)
+            self._lose(ResourceEnd.INTERRUPTED)
 
     def __repr__(self) -> str:
         state = "held" if self.is_held else "over" if self._is_used else "not begun"

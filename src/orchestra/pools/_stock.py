@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Generic, Protocol, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
 import anyio
 from anyio import CancelScope
@@ -32,21 +32,13 @@ from orchestra._waiting import checkpoint, loop_clock
 from orchestra.errors import CapacityError
 from orchestra.events import ResourceCreated, ResourceDestroyed, ResourceEnd
 
-__all__ = ("Calls", "Counts", "Holder", "Stock")
+__all__ = ("Calls", "Counts", "Stock")
 
 T = TypeVar("T")
 
 _NEVER: Final = float("inf")
 
 _logger = logging.getLogger("orchestra")
-
-
-class Holder(Protocol):
-    """Who has an entry."""
-
-    def lose(self, cause: ResourceEnd) -> None:
-        """Have it no more; it is destroyed."""
-        ...
 
 
 @final
@@ -358,7 +350,7 @@ class Stock(Generic[T]):
                 f"{resource!r} is not in the pool {self.name!r}; invalidate what it has lent, once"
             )
         if entry.holder is not None:
-            entry.holder.lose(ResourceEnd.INVALIDATED)
+            entry.holder._lose(ResourceEnd.INVALIDATED)  # noqa: SLF001 - the lease
         # An idle one, or one that is being validated or reset, is found to be outdated in a moment.
         entry.expires_at = float("-inf")
         self._changed.set()
@@ -529,7 +521,7 @@ class Stock(Generic[T]):
                     entry.resource,
                     entry.holder,
                 )
-                entry.holder.lose(ResourceEnd.KEPT)
+                entry.holder._lose(ResourceEnd.KEPT)  # noqa: SLF001 - the lease
         with anyio.move_on_after(2 * self._calls.timeout):  # a reset and a destruction
             await self.is_empty.wait()
 

@@ -218,7 +218,9 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
     ) -> PoolLease[T]:
         """Wait for a resource.
 
-        What ``factory`` raises comes out as it is.
+        What ``factory`` raises comes out as it is. Prefer `lease`: what this returns to a task that
+        has just been given up, as ``asyncio.wait_for`` may do, is held by nobody until the pool is
+        left.
 
         Args:
             priority: How urgent it is.
@@ -232,7 +234,7 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
             RuntimeError: The pool has not been entered.
         """
         lease = PoolLease(self._stock, priority, owner)
-        await lease.begin()
+        await lease.__aenter__()
         return lease
 
     def acquire_nowait(
@@ -253,7 +255,7 @@ class ResourcePool(AsyncContextManagerMixin, Generic[T]):
             RuntimeError: The pool has not been entered.
         """
         lease = PoolLease(self._stock, priority, owner)
-        lease.begin_nowait()
+        lease._begin_nowait()  # noqa: SLF001 - a lease is half of its pool
         return lease
 
     async def invalidate(self, resource: T) -> None:

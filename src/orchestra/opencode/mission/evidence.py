@@ -11,19 +11,17 @@ import ast
 import hashlib
 import json
 import os
-import re
 import stat
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from orchestra import WorkStealingPool
+from orchestra import Redactor, WorkStealingPool
 from orchestra.opencode.mission.report import Evidence, Finding
 
 __all__ = ("FileState", "TooLargeError", "Tree", "Witness", "WorkspaceWatch", "read_state")
@@ -60,17 +58,6 @@ MAX_KEPT = 1 << 20
 """Bytes of a file up to which its contents are kept."""
 _MAX_LISTED = 1_000
 """Paths and findings that are named; more are counted."""
-
-_SECRETS: Mapping[str, re.Pattern[bytes]] = {
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
-    "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
-    "a GitLab token": re.compile(rb"\bglpat-[A-Za-z0-9_-]{20}"),
-    "an Anthropic key": re.compile(rb"\bsk-ant-[A-Za-z0-9_-]{32,}"),
-    "an OpenAI key": re.compile(rb"\bsk-(?!ant-)(?:proj-)?[A-Za-z0-9_-]{40,}"),
-    "a Google key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
-    "a Slack token": re.compile(rb"\bxox[abprs]-[0-9A-Za-z-]{20,}"),
-}
 
 
 _RACY = 100_000_000
@@ -219,7 +206,7 @@ _PARSERS: Mapping[str, Callable[[bytes], None]] = {
 }
 
 
-def _inspect(root: str, path: str) -> list[Finding]:
+def _inspect(root: str, redactor: Redactor, path: str) -> list[Finding]:
     """Look into one changed file."""
     full = Path(root, path)
     try:
@@ -234,12 +221,13 @@ def _inspect(root: str, path: str) -> list[Finding]:
     except (ValueError, SyntaxError, RecursionError, MemoryError) as exc:
         line = getattr(exc, "lineno", None) or 0
         findings.append(Finding(path=path, line=line, message=f"it does not parse: {exc}"[:300]))
-    for name, pattern in _SECRETS.items():
-        line, place = 1, 0
-        for match in islice(pattern.finditer(text), _MAX_LISTED):
-            line += text.count(b"\n", place, match.start())
-            place = match.start()
-            findings.append(Finding(path=path, line=line, message=f"it looks like {name}"))
+    content = text.decode("utf-8", errors="replace")
+    line, place = 1, 0
+    for secret in redactor.find(content)[:_MAX_LISTED]:
+        line += content.count("\n", place, secret.start)
+        place = secret.start
+        message = f"it looks like {secret.description}"
+        findings.append(Finding(path=path, line=line, message=message))
     return findings
 
 
@@ -261,6 +249,7 @@ class WorkspaceWatch:
         pool: Does the work.
         skipped: Paths, relative to the workspace, that do not count.
         keep: Given the contents of every file that is read and not too large.
+        redactor: Knows what secrets look like; None: the formats that are known by default.
     """
 
     def __init__(
@@ -270,7 +259,10 @@ class WorkspaceWatch:
         *,
         skipped: Iterable[str] = (),
         keep: Keep | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
+        # In files there is much that looks drawn at random and is not secret.
+        self._redactor = evolve(redactor or Redactor(), minimum_entropy=None)
         self._root = str(directory)
         self._pool = pool
         self._skipped = frozenset(skipped)
@@ -318,7 +310,7 @@ class WorkspaceWatch:
         """
         added, changed, removed = await self._pool.run(_changes, before, after)
         looked = await self._pool.run_many(
-            partial(_inspect, self._root), [*added, *changed][: 10 * _MAX_LISTED]
+            partial(_inspect, self._root, self._redactor), [*added, *changed][: 10 * _MAX_LISTED]
         )
         findings = [finding for found in looked for finding in found]
         listed = (added[:_MAX_LISTED], changed[:_MAX_LISTED], removed[:_MAX_LISTED])
@@ -370,18 +362,29 @@ class Witness:
     Args:
         directory: The workspace.
         skipped: Paths, relative to the workspace, that do not count.
+        redactor: Knows what secrets look like; None: the formats that are known by default.
     """
 
-    def __init__(self, directory: Path, *, skipped: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        skipped: Iterable[str] = (),
+        redactor: Redactor | None = None,
+    ) -> None:
         self._directory = directory
+        self._redactor = redactor
         self._skipped = frozenset(skipped)
         self._before: Tree | None = None
         self.warnings: list[str] = []
 
+    def _watch(self, pool: WorkStealingPool) -> WorkspaceWatch:
+        return WorkspaceWatch(self._directory, pool, skipped=self._skipped, redactor=self._redactor)
+
     async def begin(self) -> None:
         """Look before anybody has changed anything. A checkpoint."""
         async with WorkStealingPool() as pool:
-            watch = WorkspaceWatch(self._directory, pool, skipped=self._skipped)
+            watch = self._watch(pool)
             try:
                 self._before = await watch.take()
             except TooLargeError as exc:
@@ -392,7 +395,7 @@ class Witness:
         if self._before is None:
             return None
         async with WorkStealingPool() as pool:
-            watch = WorkspaceWatch(self._directory, pool, skipped=self._skipped)
+            watch = self._watch(pool)
             try:
                 after = await watch.take(self._before)
             except TooLargeError as exc:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from orchestra.errors import (
     AgentNotFoundError,
+    BlockedError,
     ConfigurationError,
     ModelNotFoundError,
     OrchestraError,
     ServerError,
 )
 from orchestra.events import Finished, FinishReason, TurnError
+from orchestra.opencode.mission.hook_points import BEFORE_PROMPT
 from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.report import CommandResult
 
@@ -56,12 +58,21 @@ def as_finished(exc: Exception, session_id: str) -> Finished:
     is_useless = isinstance(exc, AgentNotFoundError | ModelNotFoundError | ConfigurationError)
     is_client_fault = isinstance(exc, ServerError) and 400 <= exc.status < 500
     is_known = isinstance(exc, OrchestraError | OSError)
+    if isinstance(exc, BlockedError):
+        # The same prompt would be blocked again; an agent may do another thing another time.
+        is_useless = exc.point == BEFORE_PROMPT.name
     return Finished(
         session_id=session_id,
-        reason=FinishReason.REFUSED if is_useless else FinishReason.FAILED,
+        reason=_reason(exc, is_useless=is_useless),
         error=TurnError(
             name=type(exc).__name__,
             message=str(exc) or repr(exc),
             is_retryable=is_known and not is_useless and not is_client_fault,
         ),
     )
+
+
+def _reason(exc: Exception, *, is_useless: bool) -> FinishReason:
+    if isinstance(exc, BlockedError):
+        return FinishReason.BLOCKED
+    return FinishReason.REFUSED if is_useless else FinishReason.FAILED

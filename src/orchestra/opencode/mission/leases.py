@@ -48,7 +48,7 @@ class Leases:
 
         async def take(tx: Transaction) -> int:
             held = [await tx.get(key) for key in _keys(task_id, files)]
-            fence = max([tx.read_revision or 0, *(each["fence"] for each in held if each)]) + 1
+            fence: int = max([tx.read_revision or 0, *(each["fence"] for each in held if each)]) + 1
             for key in _keys(task_id, files):
                 tx.put(key, {"task": task_id, "fence": fence})
             return fence

@@ -17,6 +17,7 @@ from orchestra import MVCCStore, Transaction
 from orchestra.opencode.mission.orders import Command, Finish, PlanMade, TaskMoved
 from orchestra.opencode.mission.plan import Plan
 from orchestra.opencode.mission.report import TaskReport, TaskState
+from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.todo_file import place_section
 from orchestra.opencode.mission.todo_list import TodoList, TodoSync
 from orchestra.opencode.mission.todo_merge import TodoConflict
@@ -63,7 +64,7 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _plain_task(task: TaskReport) -> dict[str, Any]:
+def _plain_task(task: TaskReport, scrubber: Scrubber) -> dict[str, Any]:
     return {
         "state": task.state.value,
         "round": task.rounds,
@@ -72,7 +73,7 @@ def _plain_task(task: TaskReport) -> dict[str, Any]:
         "cost": task.usage.cost,
         "commands": [
             {
-                "argv": list(result.argv),
+                "argv": list(scrubber.command(result.argv)),
                 "exit_code": result.exit_code,
                 "refusal": result.refusal,
                 "error": result.error,
@@ -82,7 +83,7 @@ def _plain_task(task: TaskReport) -> dict[str, Any]:
     }
 
 
-def _plain_plan(plan: Plan) -> list[dict[str, Any]]:
+def _plain_plan(plan: Plan, scrubber: Scrubber) -> list[dict[str, Any]]:
     return [
         {
             "id": task.id,
@@ -90,7 +91,7 @@ def _plain_plan(plan: Plan) -> list[dict[str, Any]]:
             "instructions": task.instructions,
             "files": list(task.files),
             "depends": list(task.depends),
-            "acceptance": [list(argv) for argv in task.acceptance],
+            "acceptance": [list(scrubber.command(argv)) for argv in task.acceptance],
         }
         for task in plan.tasks
     ]
@@ -104,12 +105,19 @@ class Ledger:
         store: The mission's namespace.
         about: What is known of the mission at its start.
         todo_path: The file that shows the list; None: none.
+        scrubber: Takes secrets out of everything that is written.
     """
 
     def __init__(
-        self, store: MVCCStore, *, about: Mapping[str, Any], todo_path: Path | None
+        self,
+        store: MVCCStore,
+        *,
+        about: Mapping[str, Any],
+        todo_path: Path | None,
+        scrubber: Scrubber | None = None,
     ) -> None:
         self._store = store.using(author=_AUTHOR)
+        self._scrubber = scrubber or Scrubber(None)
         self._about = dict(about)
         self._path = todo_path
         self._has_begun = False
@@ -149,12 +157,12 @@ class Ledger:
 
         async def write(tx: Transaction) -> None:
             if finish is not None or not self._has_begun:
-                tx.put(MISSION, _clean({**self._about, **state}))
+                tx.put(MISSION, self._plain({**self._about, **state}))
             if plan is not None:
-                tx.put(PLAN, _clean(_plain_plan(plan)))
+                tx.put(PLAN, self._plain(_plain_plan(plan, self._scrubber)))
                 await self._show_plan(tx, plan)
             for name, task in tasks.items():
-                tx.put(TASK + name, _clean(_plain_task(task)))
+                tx.put(TASK + name, self._plain(_plain_task(task, self._scrubber)))
             for name, mark in marks.items():
                 # The text may have been edited meanwhile, and stays; the mark is the mission's.
                 item = await tx.get(ITEM + name)
@@ -165,15 +173,19 @@ class Ledger:
         self._has_begun = True
         self._shown.update(tasks)
 
+    def _plain(self, value: Any) -> Any:
+        return _clean(self._scrubber.value(value))
+
     async def _show_plan(self, tx: Transaction, plan: Plan) -> None:
         outline = Outline.read(await tx.get(OUTLINE))
-        heading = TodoLine(text=f"# {_line(self._about['goal'])[:200]}")
+        goal = self._scrubber.text(self._about["goal"])
+        heading = TodoLine(text=f"# {_line(goal)[:200]}")
         document = [("", heading), ("", TodoLine(text=""))]
         for task in plan.tasks:
             text = f"{task.id}: {task.title}"
             if task.depends:
                 text += f" (after {', '.join(task.depends)})"
-            line = TodoLine(text=_line(text), mark=TodoMark.OPEN)
+            line = TodoLine(text=_line(self._scrubber.text(text)), mark=TodoMark.OPEN)
             document.append((task.id, line))
             tx.put(ITEM + task.id, {"text": line.text, "mark": TodoMark.OPEN.value})
         outline.replace(document)

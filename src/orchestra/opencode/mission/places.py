@@ -39,9 +39,7 @@ class Places(Workplaces):
         self._directory = directory
         self._pool = WorkStealingPool(name="orchestra-places")
         self._leases = Leases(store)
-        self._workspace = Workspace(
-            directory, self._pool, skipped=skipped, is_watched=is_watched
-        )
+        self._workspace = Workspace(directory, self._pool, skipped=skipped, is_watched=is_watched)
         self._mission = Seat("", ())
         self._places: dict[str, Workplace] = {}
         self._stack = AsyncExitStack()
@@ -91,9 +89,9 @@ class Places(Workplaces):
             tree=tree,
             directory=self._directory,
             changed=tuple(sorted(before))[:MAX_LISTED],
-            strays=tuple(
-                path for paths in self._workspace.strays.values() for path in paths
-            )[:MAX_LISTED],
+            strays=tuple(path for paths in self._workspace.strays.values() for path in paths)[
+                :MAX_LISTED
+            ],
             diff=await self._workspace.diff(before),
         )
 

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from attrs import field, frozen, validators
 
-from orchestra import Priority
+from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
 
 __all__ = (
@@ -201,6 +201,8 @@ class MissionSettings:
         has_evidence: Whether the workspace is looked at before and after the mission, so that the
             report tells which files changed, and what in them does not parse or looks like a
             secret.
+        redactor: Takes secrets out of prompts, answers, events, the store, the report and the
+            log; None: nothing is taken out.
     """
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
@@ -215,6 +217,7 @@ class MissionSettings:
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
     has_evidence: bool = True
+    redactor: Redactor | None = field(factory=Redactor)
 
     def permits(self, argv: Sequence[str]) -> bool:
         """Whether acceptance may run this command line: ``acceptance`` names it, or ``allow`` does.

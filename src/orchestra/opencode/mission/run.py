@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orchestra import Agent, MVCCStore, SessionBackend
+from orchestra import Agent, HookRegistry, MVCCStore, SessionBackend
 from orchestra.opencode.mission.events import MissionEvent
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
@@ -24,6 +24,7 @@ async def run_mission(
     settings: MissionSettings | None = None,
     listener: Callable[[MissionEvent], object] | None = None,
     store: MVCCStore | None = None,
+    hooks: HookRegistry | None = None,
 ) -> MissionReport:
     """Run a mission to its end. Always a checkpoint.
 
@@ -36,12 +37,14 @@ async def run_mission(
         settings: The rules of the run.
         listener: Called with each event, at once; one that raises is logged and dropped.
         store: Where the mission's state is written; an open one. None: in memory.
+        hooks: Steps of yours at the mission's hook points.
 
     Returns:
         The report, however the mission ended.
 
     Raises:
-        ValueError: The goal is empty.
+        HookOrderError: The hooks and the mission's own steps fit into no order.
+        ValueError: The goal is empty, or a hook has the name of a step of the mission.
         NotADirectoryError: The workspace does not exist.
         OrchestraError: The backend cannot be entered.
     """
@@ -54,5 +57,6 @@ async def run_mission(
         settings=settings,
         listener=listener,
         store=store,
+        hooks=hooks,
     ) as mission:
         return await mission.wait_finished()

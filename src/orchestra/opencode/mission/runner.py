@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -16,63 +15,48 @@ import anyio
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
+from attrs import evolve
 
 from orchestra import (
     Agent,
     ConcurrencyController,
+    HookRegistry,
     MemoryStore,
     MVCCStore,
-    Session,
     SessionBackend,
     background_tasks,
 )
-from orchestra.errors import (
-    OrchestraError,
-    StoreError,
-)
-from orchestra.events import (
-    Finished,
-    PermissionAsked,
-    QuestionAsked,
-    RetryScheduled,
-    SessionEvent,
-    ToolCalled,
-    ToolStatus,
-    TurnError,
-    Usage,
-    UsageReported,
-)
+from orchestra.errors import BlockedError, HookError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
-    AgentActed,
     CommandFinished,
     MissionEvent,
     MissionFinished,
     MissionStarted,
     PlanAccepted,
     TaskChanged,
-    TurnFinished,
-    TurnStarted,
     WarningRaised,
 )
 from orchestra.opencode.mission.evidence import Witness
-from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
-    AgentAnswered,
     ApprovalGiven,
     Ask,
-    AskApproval,
+    Cancel,
     CheckPlan,
     CloseSession,
     Command,
+    Discard,
     Event,
     Finish,
     GatesFinished,
     Integrate,
-    Integrated,
+    Order,
     PlanChecked,
     PlanMade,
     RunGates,
@@ -81,6 +65,7 @@ from orchestra.opencode.mission.orders import (
     Warn,
     WorkStarted,
 )
+from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import (
     CommandResult,
@@ -91,9 +76,12 @@ from orchestra.opencode.mission.report import (
     Span,
     TaskState,
 )
+from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
+from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
-from orchestra.opencode.mission.turn import Turn
+from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.workplaces import Change
 
 __all__ = ("Mission",)
 
@@ -124,9 +112,12 @@ class Mission(AsyncContextManagerMixin):
         listener: Called with each event, at once; one that raises is logged and dropped.
         store: Where the mission's state is written before anything is done, in a namespace named
             after its id; an open one. None: in memory, for as long as the mission is.
+        hooks: Steps of yours at the mission's hook points. The registry is copied: what is
+            registered later does not count, and what they did is in ``mission.hooks.statistics()``.
 
     Raises:
-        ValueError: The goal is empty.
+        HookOrderError: The hooks and the mission's own steps fit into no order.
+        ValueError: The goal is empty, or a hook has the name of a step of the mission.
         NotADirectoryError: The workspace does not exist (on entering).
     """
 
@@ -141,29 +132,47 @@ class Mission(AsyncContextManagerMixin):
         settings: MissionSettings | None = None,
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
+        hooks: HookRegistry | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
-        self._goal = goal.strip()
         self._backend = backend
         self._directory = Path(directory).resolve()
-        self._agents: dict[Role, Agent] = dict(agents or {})
         self._settings = settings or MissionSettings()
+        self._scrubber = Scrubber(self._settings.redactor)
+        self._goal = self._scrubber.text(goal.strip())
+        team = {**ROLE_AGENTS, **(agents or {})}
+        self._steps = OwnSteps(team, self._scrubber, self._warn)
+        self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
             self._goal, settings=self._settings, plan=plan, random=random.random
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
-        self._witness = Witness(self._directory, skipped=[self._settings.todo_file or ""])
+        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
+        self._crew = Crew(
+            self._id,
+            backend=backend,
+            desks=self._desks,
+            agents=team,
+            settings=self._settings,
+            controller=self._controller,
+            hooks=self._hooks,
+            scrubber=self._scrubber,
+            now=self._now,
+            post=self._post,
+            publish=self._publish,
+        )
+        self._witness = Witness(
+            self._directory,
+            skipped=[self._settings.todo_file or ""],
+            redactor=self._settings.redactor,
+        )
         self._store = store
         self._ledger: Ledger  # on entering, when there is a store
         self._subscriptions = Subscriptions()
         self._listener = listener
-        self._sessions: dict[str, Session] = {}
         self._timeline: list[Span] = []
-        self._usage = Usage()
-        self._counts = {"turns": 0, "permissions": 0, "questions": 0, "tool_calls": 0}
-        self._turns_running = 0
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
         self._is_todo_stale = anyio.Event()
@@ -171,6 +180,7 @@ class Mission(AsyncContextManagerMixin):
         self._started_at = ""
         self._is_entered = False
         self._warnings: list[str] = []
+        self._scopes: dict[int, anyio.CancelScope] = {}
         self._inbox: list[Event] = []
         self._has_mail = anyio.Event()
 
@@ -185,6 +195,11 @@ class Mission(AsyncContextManagerMixin):
     def directory(self) -> Path:
         """The workspace."""
         return self._directory
+
+    @property
+    def hooks(self) -> HookRegistry:
+        """The mission's hooks, its own steps among them; for their order and statistics."""
+        return self._hooks
 
     def events(self) -> AsyncIterator[MissionEvent]:
         """Return a feed of what happens from now on; it ends after `MissionFinished`.
@@ -218,7 +233,7 @@ class Mission(AsyncContextManagerMixin):
         Args:
             reason: Why; goes into the report.
         """
-        self._post(StopRequested(reason=reason))
+        self._post(StopRequested(reason=self._scrubber.text(reason)))
 
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
@@ -227,14 +242,14 @@ class Mission(AsyncContextManagerMixin):
             tasks[state] = tasks.get(state, 0) + 1
         return MissionStatistics(
             tasks=tasks,
-            turns_running=self._turns_running,
-            turns_finished=self._counts["turns"],
+            turns_running=self._crew.turns_running,
+            turns_finished=self._crew.turns_finished,
             retries=self._machine.retries,
-            permissions=self._counts["permissions"],
-            questions=self._counts["questions"],
-            tool_calls=self._counts["tool_calls"],
+            permissions=self._steps.permissions,
+            questions=self._steps.questions,
+            tool_calls=self._steps.tool_calls,
             stale_events=self._machine.stale_events,
-            sessions_open=len(self._sessions),
+            sessions_open=self._crew.sessions_open,
         )
 
     def __repr__(self) -> str:
@@ -258,6 +273,12 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._desks.places = Places(
+                self._directory,
+                store.namespace(self._id),
+                skipped=[self._settings.todo_file or ""],
+                is_watched=self._settings.has_evidence,
+            )
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -285,6 +306,9 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
+                if problem := await self._desks.begin():
+                    stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
+                    commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands)
                     for command in commands:
@@ -298,12 +322,14 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._close_sessions()
+                    await self._crew.close_all()
                     if finish is None:
                         stop = StopRequested(reason="it was cancelled")
                         await self._record(self._machine.handle(stop))
                     await self._write_todo()
                     evidence = None if finish is None else await self._witness.end()
+                    await self._desks.places.aclose()
+                    self._tell_of_places()
                 for warning in self._witness.warnings:
                     self._warn(warning)
                 if finish is not None:
@@ -332,7 +358,9 @@ class Mission(AsyncContextManagerMixin):
         }
         todo = self._settings.todo_file
         path = None if todo is None else self._directory / todo
-        return Ledger(store.namespace(self._id), about=about, todo_path=path)
+        return Ledger(
+            store.namespace(self._id), about=about, todo_path=path, scrubber=self._scrubber
+        )
 
     async def _record(self, commands: list[Command]) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
@@ -345,21 +373,21 @@ class Mission(AsyncContextManagerMixin):
         return commands
 
     def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
-        if isinstance(command, Ask):
-            work.start_soon(self._ask, command)
-        elif isinstance(command, RunGates):
-            work.start_soon(self._run_gates, command)
-        elif isinstance(command, Integrate):
-            self._post(Integrated(ticket=command.ticket))
-        elif isinstance(command, CheckPlan):
-            self._post(PlanChecked(ticket=command.ticket, plan=command.plan))
-        elif isinstance(command, AskApproval):
-            self._post(ApprovalGiven(ticket=command.ticket, is_approved=True))
+        if isinstance(command, Order):
+            scope = self._scopes[command.ticket] = anyio.CancelScope()
+            work.start_soon(self._fulfil, command, scope)
+        elif isinstance(command, Cancel):
+            if (unwanted := self._scopes.get(command.ticket)) is not None:
+                unwanted.cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._sessions.pop(command.session, None)) is not None:
-                work.start_soon(self._close, session)
+            if (session := self._crew.find(command.session)) is not None:
+                work.start_soon(self._crew.close, session)
+        elif isinstance(command, Discard):
+            work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
+            if command.state in OVER - {TaskState.ACCEPTED}:
+                work.start_soon(self._desks.leave, command.task_id)
             self._publish(
                 TaskChanged(
                     at=self._now(),
@@ -371,118 +399,48 @@ class Mission(AsyncContextManagerMixin):
             )
         elif isinstance(command, PlanMade):
             self._is_todo_stale.set()
-            self._publish(PlanAccepted(at=self._now(), plan=command.plan))
+            plan = self._steps.show_plan(command.plan)
+            self._publish(PlanAccepted(at=self._now(), plan=plan))
         elif isinstance(command, Warn):
             self._publish(WarningRaised(at=self._now(), message=command.message))
         elif isinstance(command, Finish):
             return command
         return None
 
-    # --- agents ---
-
-    async def _ask(self, ask: Ask) -> None:
-        turn = Turn(queued=self._now())
-        if ask.delay:
-            await anyio.sleep(ask.delay)
-        async with self._controller.lease(ask.role.value):
-            turn.started = self._now()
-            self._post(WorkStarted(ticket=ask.ticket))
-            try:
-                turn.finished = finished = await self._take_turn(ask, turn)
-            finally:
-                self._end_turn(ask, turn)
-        self._post(
-            AgentAnswered(
-                ticket=ask.ticket,
-                reason=finished.reason,
-                text=finished.text,
-                is_truncated=finished.is_truncated,
-                usage=finished.usage,
-                error=finished.error,
-            )
-        )
-
-    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
-        """Run one turn to its end, whatever that is."""
+    async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
+        """Do what was ordered, until it is done or not wanted any more."""
         try:
-            with anyio.move_on_after(self._settings.turn_timeout):
-                return await self._prompt(ask, turn)
-            message = f"no answer within {self._settings.turn_timeout:g} s"
-            return turn.cut_off(TurnError(name="TimeoutError", message=message))
-        except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
-            return as_finished(exc, turn.session_id)
-        except Exception as exc:
-            _logger.exception("the backend failed in a way its contract does not know")
-            return as_finished(exc, turn.session_id)
-
-    def _end_turn(self, ask: Ask, turn: Turn) -> None:
-        """Write down what a turn was, also one that the mission's end cut off."""
-        turn.finished = turn.finished or turn.cut_off()
-        self._usage += turn.finished.usage
-        self._timeline.append(turn.span(ask, ended=self._now()))
-        self._publish(
-            TurnFinished(
-                at=self._now(),
-                role=ask.role,
-                task_id=ask.task_id,
-                session_id=turn.session_id,
-                outcome=turn.finished.reason.value,
-                cost=turn.finished.usage.cost,
-            )
-        )
-
-    async def _open(self, ask: Ask) -> Session:
-        agent = self._agents.get(ask.role)
-        return await self._backend.open(
-            ROLE_AGENTS[ask.role] if agent is None else agent,
-            directory=self._directory,
-            title=ask.name,
-            metadata={
-                "mission": self._id,
-                "role": ask.role.value,
-                "task": ask.task_id or "",
-                "round": str(ask.round),
-            },
-        )
-
-    async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
-        session = self._sessions.get(ask.session)
-        if session is None:
-            session = self._sessions[ask.session] = await self._open(ask)
-        turn.session_id = session.id
-        self._publish(
-            TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
-        )
-        self._turns_running += 1
-        try:
-            return await session.prompt(
-                ask.message, listener=partial(self._on_session_event, ask, turn)
-            )
+            with scope:
+                if isinstance(order, Ask):
+                    await self._crew.work(order)
+                elif isinstance(order, CheckPlan):
+                    await self._check_plan(order)
+                elif isinstance(order, RunGates):
+                    await self._run_gates(order)
+                elif isinstance(order, Integrate):
+                    self._post(await self._desks.integrate(order))
+                    self._tell_of_places()
+                else:
+                    self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+        except StoreError as exc:
+            reason = f"the mission's state cannot be written: {exc}"
+            self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
-            self._turns_running -= 1
-            self._counts["turns"] += 1
+            del self._scopes[order.ticket]
 
-    def _on_session_event(self, ask: Ask, turn: Turn, event: SessionEvent) -> None:
-        if isinstance(event, ToolCalled):
-            if event.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
-                self._counts["tool_calls"] += 1
-        elif isinstance(event, UsageReported):
-            turn.usage += event.usage
-        elif isinstance(event, PermissionAsked):
-            self._counts["permissions"] += 1
-            if not event.reply.is_allowed:
-                what = " ".join(event.request.patterns)[:200]
-                self._warn(f"refused to {event.request.agent}: {event.request.permission} {what}")
-        elif isinstance(event, QuestionAsked):
-            self._counts["questions"] += 1
-        elif isinstance(event, RetryScheduled):
-            self._warn(
-                f"{ask.name}: the model call is repeated in {event.delay:.1f} s "
-                f"({event.message[:200]})"
-            )
-        self._publish(AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=event))
+    # --- plans and commands ---
 
-    # --- commands ---
+    async def _check_plan(self, check: CheckPlan) -> None:
+        """Let the hooks see a plan, and change or refuse it."""
+        plan, problem = check.plan, ""
+        try:
+            plan = await self._hooks.run(PLAN_RECEIVED, plan)
+        except BlockedError as exc:
+            problem = self._scrubber.text(exc.reason)
+        except HookError as exc:
+            self._scrubber.log_exception(_logger, "a hook failed at a plan")
+            problem = str(exc)
+        self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
 
     async def _run_gates(self, order: RunGates) -> None:
         queued = self._now()
@@ -490,15 +448,21 @@ class Mission(AsyncContextManagerMixin):
             CommandResult(argv=argv, refusal="it is not on the mission's allow list")
             for argv in order.refused
         ]
-        async with self._controller.lease("acceptance"):
+        places = self._desks.places
+        place = None if order.task_id is None else await self._desks.open(order.task_id)
+        directory = self._directory if place is None else place.directory
+        change = Change(tree="", directory=directory) if place is None else await place.look()
+        async with self._controller.lease("acceptance"), (place or places).at_work():
             started = self._now()
             self._post(WorkStarted(ticket=order.ticket))
             for argv in order.commands:
-                result = await run_acceptance(
-                    argv, directory=self._directory, settings=self._settings
-                )
+                result = await run_acceptance(argv, directory=directory, settings=self._settings)
+                result = self._scrubber.value(result)
                 results.append(result)
                 self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
+        if place is None:
+            change = await places.whole()
+        self._tell_of_places()
         is_failed = any(result.is_failed for result in results)
         if order.commands:
             self._timeline.append(
@@ -512,28 +476,18 @@ class Mission(AsyncContextManagerMixin):
                     outcome="failed" if is_failed else "done",
                 )
             )
-        receipt = Receipt(stage=order.stage, commands=tuple(results))
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
+        receipt = Receipt(
+            stage=order.stage,
+            tree=change.tree,
+            problems=change.problems,
+            commands=tuple(results),
+            changed=change.changed,
+            strays=change.strays,
+        )
+        evidence = "" if place is None else self._scrubber.text(change.diff)
+        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
 
-    # --- sessions, files, clock ---
-
-    async def _close(self, session: Session) -> None:
-        with anyio.CancelScope(shield=True):
-            try:
-                await session.aclose()
-            except (OrchestraError, OSError) as exc:
-                _logger.warning("session %s could not be closed: %s", session.id, exc)
-            except Exception:
-                _logger.exception(
-                    "session %s failed in a way its contract does not know", session.id
-                )
-
-    async def _close_sessions(self) -> None:
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
-        async with anyio.create_task_group() as group:
-            for session in sessions:
-                group.start_soon(self._close, session)
+    # --- files, clock ---
 
     async def _keep_deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -561,6 +515,11 @@ class Mission(AsyncContextManagerMixin):
         while self._ledger.warnings:
             self._warn(self._ledger.warnings.pop())
 
+    def _tell_of_places(self) -> None:
+        warnings = self._desks.places.warnings
+        while warnings:
+            self._warn(warnings.pop(0))
+
     def _now(self) -> float:
         return anyio.current_time() - self._started
 
@@ -569,17 +528,19 @@ class Mission(AsyncContextManagerMixin):
         if self._listener is not None:
             try:
                 self._listener(event)
-            except Exception:
-                _logger.exception("the mission's listener failed; it is not called again")
+            except Exception:  # noqa: BLE001  (logged, without secrets)
+                message = "the mission's listener failed; it is not called again"
+                self._scrubber.log_exception(_logger, message)
                 self._listener = None
 
     def _warn(self, message: str) -> None:
+        message = self._scrubber.text(message)
         if message not in self._warnings and len(self._warnings) < 1_000:
             self._warnings.append(message)
             self._publish(WarningRaised(at=self._now(), message=message))
 
     def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
-        return MissionReport(
+        report = MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
             reason=finish.reason,
@@ -587,11 +548,25 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
-            timeline=tuple(sorted(self._timeline, key=lambda span: span.started)),
-            usage=self._usage,
+            timeline=tuple(
+                sorted((*self._timeline, *self._crew.timeline), key=lambda span: span.started)
+            ),
+            usage=self._crew.usage,
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
-            statistics={**self._counts, "retries": self._machine.retries},
+            statistics={
+                "turns": self._crew.turns_finished,
+                "permissions": self._steps.permissions,
+                "questions": self._steps.questions,
+                "tool_calls": self._steps.tool_calls,
+                "retries": self._machine.retries,
+            },
         )
+        try:
+            return self._hooks.call(REPORT_READY, report)
+        except HookError as exc:
+            self._scrubber.log_exception(_logger, "a hook failed at the report")
+            report = evolve(report, warnings=(*report.warnings, str(exc)))
+            return self._scrubber.value(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import final
@@ -77,8 +77,10 @@ class SharedWorkplace(Workplace):
 
     def _tree(self) -> str:
         return tree_digest(
-            {path: state.digest if (state := self._workspace.state(path)) else None
-             for path in _paths(self._seat)}
+            {
+                path: state.digest if (state := self._workspace.state(path)) else None
+                for path in _paths(self._seat)
+            }
         )
 
     async def integrate(self, tree: str) -> Taken:

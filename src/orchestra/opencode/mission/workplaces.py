@@ -110,8 +110,8 @@ class Workplaces(ABC):
 
     @property
     @abstractmethod
-    def warnings(self) -> Sequence[str]:
-        """What should be known of strays and other oddities, in order."""
+    def warnings(self) -> list[str]:
+        """What should be known of strays and other oddities, in order; whoever tells it empties it."""
 
     @abstractmethod
     async def begin(self) -> None:

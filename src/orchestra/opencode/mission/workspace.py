@@ -89,15 +89,14 @@ class Workspace:
         self._pool = pool
         self._is_watched = is_watched
         self._contents = Contents()
-        self._watch = WorkspaceWatch(
-            directory, pool, skipped=skipped, keep=self._contents.keep
-        )
+        self._watch = WorkspaceWatch(directory, pool, skipped=skipped, keep=self._contents.keep)
         self._ignored = Ignored(directory, skipped)
         self._base: Tree | None = None
         self._tree: Tree | None = None
         self._settled: dict[str, FileState] = {}
         self._guarded: set[str] = set()
         self._forgotten: set[str] = set()
+        self._seen: set[str] = set()
         self._authors: dict[str, Seat] = {}
         self._later: dict[str, set[str]] = {}
         self._present: dict[str, Seat] = {}
@@ -208,7 +207,9 @@ class Workspace:
     ) -> None:
         odd: dict[str, Judgement] = {}
         for path in paths:
-            if _digest_of(found[path]) == _digest_of(self._settled.get(path)):
+            is_new = not self._is_watched and path not in self._seen
+            self._seen.add(path)
+            if is_new or _digest_of(found[path]) == _digest_of(self._settled.get(path)):
                 self._settle(path, found[path])
                 continue
             judgement = self._judge(path, present)
@@ -377,9 +378,7 @@ def _digest_of(state: FileState | None) -> bytes | None:
 
 
 def _differing(before: Mapping[str, FileState], after: Mapping[str, FileState]) -> list[str]:
-    found = [
-        path for path, state in after.items() if _digest_of(before.get(path)) != state.digest
-    ]
+    found = [path for path, state in after.items() if _digest_of(before.get(path)) != state.digest]
     found += [path for path in before if path not in after]
     return sorted(found)
 

@@ -1,0 +1,268 @@
+"""The agents of a mission at work: sessions, slots, turns, and the hooks around them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import final
+
+import anyio
+from attrs import evolve
+
+from orchestra import Agent, ConcurrencyController, HookRegistry, Session, SessionBackend
+from orchestra.errors import BlockedError, HookError, OrchestraError
+from orchestra.events import (
+    Finished,
+    SessionEvent,
+    ToolCalled,
+    TurnError,
+    Usage,
+    UsageReported,
+)
+from orchestra.opencode.mission.attribution import edited_paths
+from orchestra.opencode.mission.desks import Desks
+from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
+from orchestra.opencode.mission.failures import as_finished
+from orchestra.opencode.mission.hook_points import (
+    AFTER_TURN,
+    BEFORE_PROMPT,
+    SESSION_EVENT,
+    MissionPrompt,
+    MissionTurn,
+    SessionTold,
+)
+from orchestra.opencode.mission.orders import AgentAnswered, Ask, Event, WorkStarted
+from orchestra.opencode.mission.plan import MissionSettings, Role
+from orchestra.opencode.mission.report import Span
+from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
+from orchestra.opencode.mission.turn import Turn
+from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
+
+__all__ = ("Crew",)
+
+_logger = logging.getLogger(__name__)
+
+
+@final
+class Crew:
+    """Takes turns with a mission's agents.
+
+    Args:
+        mission_id: The mission; sessions carry it in their metadata.
+        backend: Where the agents run.
+        desks: Where each of them works.
+        agents: The agent of each role.
+        settings: Their ``turn_timeout`` counts.
+        controller: Gives the slots of each role.
+        hooks: What steps in.
+        scrubber: Takes secrets out of what no hook sees.
+        now: Gives seconds after the mission's start.
+        post: Takes what the machine must know.
+        publish: Takes what the mission tells.
+
+    Attributes:
+        timeline: The turns that have ended.
+        usage: What they have consumed.
+        turns_running: Prompts under way.
+        turns_finished: Prompts that have ended, one way or the other.
+    """
+
+    def __init__(
+        self,
+        mission_id: str,
+        *,
+        backend: SessionBackend,
+        desks: Desks,
+        agents: Mapping[Role, Agent],
+        settings: MissionSettings,
+        controller: ConcurrencyController,
+        hooks: HookRegistry,
+        scrubber: Scrubber,
+        now: Callable[[], float],
+        post: Callable[[Event], None],
+        publish: Callable[[MissionEvent], None],
+    ) -> None:
+        self._mission_id = mission_id
+        self._backend = backend
+        self._desks = desks
+        self._agents = agents
+        self._settings = settings
+        self._controller = controller
+        self._hooks = hooks
+        self._scrubber = scrubber
+        self._now = now
+        self._post = post
+        self._publish = publish
+        self._sessions: dict[str, Session] = {}
+        self.timeline: list[Span] = []
+        self.usage = Usage()
+        self.turns_running = 0
+        self.turns_finished = 0
+
+    @property
+    def sessions_open(self) -> int:
+        """How many sessions it holds."""
+        return len(self._sessions)
+
+    async def work(self, ask: Ask) -> None:
+        """Wait for a slot, take the turn, and post how it went. A checkpoint.
+
+        Args:
+            ask: What to ask whom.
+        """
+        turn = Turn(queued=self._now())
+        if ask.delay:
+            await anyio.sleep(ask.delay)
+        async with self._controller.lease(ask.role.value):
+            turn.started = self._now()
+            self._post(WorkStarted(ticket=ask.ticket))
+            try:
+                finished = await self._take_turn(ask, turn)
+                turn.finished = finished = await self._after_turn(ask, finished)
+            finally:
+                self._end_turn(ask, turn)
+        self._post(
+            AgentAnswered(
+                ticket=ask.ticket,
+                reason=finished.reason,
+                text=finished.text,
+                is_truncated=finished.is_truncated,
+                usage=finished.usage,
+                error=finished.error,
+            )
+        )
+
+    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
+        """Run one turn to its end, whatever that is."""
+        try:
+            with anyio.move_on_after(self._settings.turn_timeout):
+                return await self._prompt(ask, turn)
+            message = f"no answer within {self._settings.turn_timeout:g} s"
+            return turn.cut_off(TurnError(name="TimeoutError", message=message))
+        except BlockedError as exc:
+            return evolve(as_finished(exc, turn.session_id), usage=turn.usage)
+        except (OrchestraError, OSError, anyio.ClosedResourceError, WorkplaceError) as exc:
+            return as_finished(exc, turn.session_id)
+        except Exception as exc:  # noqa: BLE001  (logged, without secrets)
+            self._log_exception("the backend failed in a way its contract does not know")
+            return as_finished(exc, turn.session_id)
+
+    async def _after_turn(self, ask: Ask, finished: Finished) -> Finished:
+        """Let the hooks see how a turn has ended."""
+        ended = MissionTurn(role=ask.role, task_id=ask.task_id, round=ask.round, finished=finished)
+        try:
+            return (await self._hooks.run(AFTER_TURN, ended)).finished
+        except (BlockedError, HookError) as exc:
+            if isinstance(exc, HookError):
+                self._log_exception(f"a hook failed after a turn of {ask.name}")
+            refused = as_finished(exc, finished.session_id)
+            return self._scrubber.value(evolve(refused, usage=finished.usage))
+
+    def _end_turn(self, ask: Ask, turn: Turn) -> None:
+        """Write down what a turn was, also one that the mission's end cut off."""
+        turn.finished = turn.finished or turn.cut_off()
+        self.usage += turn.finished.usage
+        self.timeline.append(turn.span(ask, ended=self._now()))
+        self._publish(
+            TurnFinished(
+                at=self._now(),
+                role=ask.role,
+                task_id=ask.task_id,
+                session_id=turn.session_id,
+                outcome=turn.finished.reason.value,
+                cost=turn.finished.usage.cost,
+            )
+        )
+
+    async def _open(self, ask: Ask) -> Session:
+        return await self._backend.open(
+            self._agents[ask.role],
+            directory=self._desks.directory_of(ask),
+            title=ask.name,
+            metadata={
+                "mission": self._mission_id,
+                "role": ask.role.value,
+                "task": ask.task_id or "",
+                "round": str(ask.round),
+            },
+        )
+
+    async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
+        draft = MissionPrompt(
+            role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
+        )
+        prompt = await self._hooks.run(BEFORE_PROMPT, draft)
+        async with self._desks.working(ask) as place:
+            return await self._send(ask, turn, prompt.message, place)
+
+    async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
+        session = self._sessions.get(ask.session)
+        if session is None:
+            session = self._sessions[ask.session] = await self._open(ask)
+        turn.session_id = session.id
+        self._publish(
+            TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
+        )
+        self.turns_running += 1
+        try:
+            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed(), place)
+            return await session.prompt(message, listener=listener)
+        finally:
+            self.turns_running -= 1
+            self.turns_finished += 1
+
+    def _on_session_event(
+        self, ask: Ask, turn: Turn, feed: TextFeed, place: Workplace | None, event: SessionEvent
+    ) -> None:
+        if isinstance(event, UsageReported):
+            turn.usage += event.usage
+        elif isinstance(event, ToolCalled) and place is not None:
+            for path in edited_paths(event):
+                place.on_edit(path)
+        for part in feed.take(event):
+            told = self._hooks.call(
+                SESSION_EVENT, SessionTold(role=ask.role, task_id=ask.task_id, event=part)
+            )
+            self._publish(
+                AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=told.event)
+            )
+
+    def find(self, key: str) -> Session | None:
+        """Take a session out of the crew, to be closed.
+
+        Args:
+            key: What the machine calls it.
+        """
+        return self._sessions.pop(key, None)
+
+    async def close(self, session: Session) -> None:
+        """Close a session; what goes wrong is logged. Shielded. A checkpoint.
+
+        Args:
+            session: The session.
+        """
+        with anyio.CancelScope(shield=True):
+            try:
+                await session.aclose()
+            except (OrchestraError, OSError) as exc:
+                text = self._scrubber.text(str(exc))
+                _logger.warning("session %s could not be closed: %s", session.id, text)
+            except Exception:  # noqa: BLE001  (logged, without secrets)
+                self._log_exception(
+                    f"session {session.id} failed in a way its contract does not know"
+                )
+
+    async def close_all(self) -> None:
+        """Close every session that is left, at once. A checkpoint."""
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                group.start_soon(self.close, session)
+
+    def _log_exception(self, message: str) -> None:
+        self._scrubber.log_exception(_logger, message)
+
+    def __repr__(self) -> str:
+        return f"<Crew {self.turns_running} turns, {len(self._sessions)} sessions>"
