@@ -717,10 +717,12 @@ class BrokenSession(Session):
         return self._inner.id
 
     @asynccontextmanager
-    async def stream(self, prompt: str) -> AsyncIterator[AsyncIterator[SessionEvent]]:
+    async def stream(
+        self, prompt: str, *, prompt_id: str | None = None
+    ) -> AsyncIterator[AsyncIterator[SessionEvent]]:
         if "stream" in self._errors:
             raise self._errors["stream"]
-        async with self._inner.stream(prompt) as events:
+        async with self._inner.stream(prompt, prompt_id=prompt_id) as events:
             yield self._middle(events) if "middle" in self._errors else events
 
     async def _middle(self, events: AsyncIterator[SessionEvent]) -> AsyncIterator[SessionEvent]:

@@ -306,6 +306,51 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             raise
         return session
 
+    async def reopen(self, session_id: str, agent: Agent | str, *, directory: Path) -> Session:
+        """Return a session that the server has kept; see `SessionBackend.reopen`.
+
+        Args:
+            session_id: The server's id of it.
+            agent: Whom it was opened for; its prompts go to this agent.
+            directory: Where it was opened.
+        """
+        await anyio.lowlevel.checkpoint()
+        http = self._check_open()
+        agent = Agent(agent) if isinstance(agent, str) else agent
+        workspace = await self._enter_workspace(directory)
+        template, _ = await self._catalogs[workspace.directory].prepare(
+            agent, self._agents.get(agent.name), self._model
+        )
+        await http.session(session_id)
+        self._check_open()
+        session = workspace.sessions.get(session_id)
+        if session is None:
+            session = OpenCodeSession(
+                workspace, session_id, agent=agent.name, template=template, is_new=False
+            )
+            workspace.add(session)
+            self._opened += 1
+        return session
+
+    async def find_sessions(
+        self, metadata: Mapping[str, str], *, directory: Path
+    ) -> tuple[str, ...]:
+        """Return the server's sessions with these metadata; see `SessionBackend.find_sessions`.
+
+        Args:
+            metadata: What they carry.
+            directory: Where they were opened.
+        """
+        await anyio.lowlevel.checkpoint()
+        workspace = await self._enter_workspace(directory)
+        infos = await workspace.http.sessions(workspace.directory)
+        return tuple(
+            info.id
+            for info in infos
+            if info.directory == workspace.directory
+            and metadata.items() <= (info.metadata or {}).items()
+        )
+
     async def prewarm(self, directory: Path) -> None:
         """Make the server load what the directory needs; see `SessionBackend.prewarm`.
 

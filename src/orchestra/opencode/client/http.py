@@ -168,6 +168,13 @@ class HttpClient:
         """One session."""
         return await self._get(f"/session/{session_id}", wire.SessionInfo)
 
+    async def sessions(self, directory: str) -> tuple[wire.SessionInfo, ...]:
+        """The sessions of a directory that nobody else has started, at most 10,000."""
+        data = await self._call(
+            "GET", "/session", directory, params={"limit": 10_000, "roots": "true"}
+        )
+        return self._read_as(tuple[wire.SessionInfo, ...], data, "GET", "/session")
+
     async def children(self, session_id: str) -> tuple[wire.SessionInfo, ...]:
         """The sessions that a session has started."""
         return await self._get(f"/session/{session_id}/children", tuple[wire.SessionInfo, ...])
@@ -246,7 +253,7 @@ class HttpClient:
         directory: str | None,
         body: Mapping[str, object] | None = None,
         *,
-        params: Mapping[str, int] | None = None,
+        params: Mapping[str, int | str] | None = None,
         attempts: int = _ATTEMPTS,
     ) -> bytes:
         headers = _headers(directory)

@@ -279,16 +279,17 @@ class Workspace:
         for session in self.sessions.values():
             if session.turn is not None:
                 session.turn.stream_mended()
-        self.host.spawn(self._fetch_requests)
+        self.host.spawn(self.fetch_requests)
 
     async def poll_requests(self) -> None:
         """Look for what agents ask, since no event tells of it; not oftener than turns look."""
         now = anyio.current_time()
         if now - self._polled_at >= self.turn_timing.poll:
             self._polled_at = now
-            await self._fetch_requests()
+            await self.fetch_requests()
 
-    async def _fetch_requests(self) -> None:
+    async def fetch_requests(self) -> None:
+        """Answer the requests that wait: nobody will tell us of them again."""
         if not any(session.turn for session in self.sessions.values()):
             return
         try:
@@ -313,7 +314,9 @@ class Workspace:
             root = await self._find_root(asked.session_id)
             session = self.sessions.get(root or "")
             if session is None:
-                return  # the request of somebody else's session: not ours to answer
+                # The request of somebody else's session: not ours to answer, as long as it is his.
+                self._answered.pop(asked.id, None)
+                return
             try:
                 if isinstance(asked, wire.PermissionAsked):
                     await self._answer_permission(asked, session)
