@@ -276,6 +276,8 @@ class Mission(AsyncContextManagerMixin):
             self._desks.places = Places(
                 self._directory,
                 store.namespace(self._id),
+                mission_id=self._id,
+                isolation=self._settings.isolation,
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
             )
@@ -386,7 +388,7 @@ class Mission(AsyncContextManagerMixin):
             work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
-            if command.state in OVER - {TaskState.ACCEPTED}:
+            if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
                 work.start_soon(self._desks.leave, command.task_id)
             self._publish(
                 TaskChanged(
