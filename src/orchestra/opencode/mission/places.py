@@ -154,11 +154,12 @@ class Places(Workplaces):
 
     async def aclose(self) -> None:
         """See `Workplaces.aclose`."""
-        if self._worktrees is not None:
-            await self._worktrees.aclose()
-        await self._copies.aclose()
-        await self._stack.aclose()
-        self._workspace.close()
+        with anyio.CancelScope(shield=True):
+            if self._worktrees is not None:
+                await self._worktrees.aclose()
+            await self._copies.aclose()
+            await self._stack.aclose()
+            self._workspace.close()
 
     def __repr__(self) -> str:
         return f"<Places {len(self._places)} {self._workspace!r}>"
