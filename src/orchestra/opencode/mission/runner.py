@@ -24,6 +24,7 @@ from orchestra import (
     MemoryStore,
     MVCCStore,
     SessionBackend,
+    SessionPool,
     background_tasks,
 )
 from orchestra.errors import BlockedError, HookError, StoreError
@@ -44,7 +45,6 @@ from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
-    ApprovalGiven,
     Ask,
     Cancel,
     CheckPlan,
@@ -78,13 +78,19 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.people.cancelling import Quiescence
+from orchestra.opencode.people.questions import Person
+from orchestra.opencode.people.side import PeopleSide
 
 __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
+_MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
+_QUIET_LIMIT = 10.0
+"""Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
 
 @final
@@ -110,10 +116,13 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
+            in the store; the first answer counts.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
-        ValueError: The goal is empty, or a hook has the name of a step of the mission.
+        ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
+            be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
     """
 
@@ -129,15 +138,20 @@ class Mission(AsyncContextManagerMixin):
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
+        approve: Person | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
         self._directory = Path(directory).resolve()
         self._settings = settings or MissionSettings()
+        if self._settings.must_approve and approve is None and store is None:
+            raise ValueError("must_approve is set, but nobody can be asked: give approve or store")
+        self._person = approve
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
+        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -147,7 +161,6 @@ class Mission(AsyncContextManagerMixin):
         self._id = f"mission_{secrets.token_hex(4)}"
         self._crew = Crew(
             self._id,
-            backend=backend,
             directory=self._directory,
             agents=team,
             settings=self._settings,
@@ -164,7 +177,10 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._sessions: SessionPool  # on entering
         self._ledger: Ledger  # on entering, when there is a store
+        self._people: PeopleSide
+        self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._timeline: list[Span] = []
@@ -230,6 +246,23 @@ class Mission(AsyncContextManagerMixin):
         """
         self._post(StopRequested(reason=self._scrubber.text(reason)))
 
+    async def cancel(self, reason: str = "it was cancelled") -> Quiescence:
+        """End the mission, and see that nothing of it runs any more. Always a checkpoint.
+
+        Args:
+            reason: Why; goes into the report.
+
+        Returns:
+            What the backend says of its sessions; ``busy`` lists those that are not known to be
+            idle. Of a mission that is over, what was found at its end.
+
+        Raises:
+            RuntimeError: The mission was left before it ended.
+        """
+        self.stop(reason)
+        await self.wait_finished()
+        return self._quiescence
+
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
         tasks: dict[TaskState, int] = {}
@@ -268,6 +301,15 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._crew.enter(self._sessions)
+            self._people = PeopleSide(
+                self._id,
+                store.namespace(self._id),
+                settings=self._settings.people,
+                person=self._person,
+                scrubber=self._scrubber,
+            )
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -292,6 +334,8 @@ class Mission(AsyncContextManagerMixin):
                     work.start_soon(self._keep_todo)
                 if self._settings.deadline is not None:
                     work.start_soon(self._keep_deadline, self._settings.deadline)
+                await self._people.begin()
+                work.start_soon(self._keep_listening)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
@@ -308,19 +352,33 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._crew.close_all()
-                    if finish is None:
-                        stop = StopRequested(reason="it was cancelled")
-                        await self._record(self._machine.handle(stop))
-                    await self._write_todo()
-                    evidence = None if finish is None else await self._witness.end()
-                for warning in self._witness.warnings:
-                    self._warn(warning)
-                if finish is not None:
-                    self._report = self._make_report(finish, evidence)
-                    self._publish(MissionFinished(at=self._now(), report=self._report))
+                    await self._wind_up(finish)
             finally:
                 self._finished.set()  # also when this fails: leaving the mission waits for it
+
+    async def _wind_up(self, finish: Finish | None) -> None:
+        """Close, write and tell what is left; without a finish the mission was cancelled."""
+        self._crew.close_all()
+        await self._sessions.aclose()
+        evidence = None
+        if finish is None:
+            # Perhaps when its end was decided already, but not yet written.
+            self._machine.handle(StopRequested(reason="it was cancelled"))
+            finish = self._machine.finish
+            await self._record([] if finish is None else [finish])
+        else:
+            evidence = await self._witness.end()
+        self._quiescence = await self._people.confirm(
+            self._backend, self._crew.opened, limit=_QUIET_LIMIT
+        )
+        await self._write_todo()
+        for warning in self._witness.warnings:
+            self._warn(warning)
+        if not self._quiescence.is_quiet:
+            self._warn(f"something may still run: {self._quiescence}")
+        if finish is not None:
+            self._report = self._make_report(finish, evidence)
+            self._publish(MissionFinished(at=self._now(), report=self._report))
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -332,6 +390,14 @@ class Mission(AsyncContextManagerMixin):
             await self._has_mail.wait()
         events, self._inbox = self._inbox, []
         return events
+
+    def _make_pool(self) -> SessionPool:
+        # Slots are what bounds the turns; a session is held between turns too, also by those who
+        # wait for others, so that a bound on sessions could make them wait for each other.
+        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
+        return SessionPool(
+            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
+        )
 
     def _open_ledger(self, store: MVCCStore) -> Ledger:
         about = {
@@ -361,11 +427,10 @@ class Mission(AsyncContextManagerMixin):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
         elif isinstance(command, Cancel):
-            if (scope := self._scopes.get(command.ticket)) is not None:
-                scope.cancel()
+            if command.ticket in self._scopes:
+                self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._crew.find(command.session)) is not None:
-                work.start_soon(self._crew.close, session)
+            self._crew.close(command.session)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             self._publish(
@@ -400,7 +465,8 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, Integrate):
                     self._post(Integrated(ticket=order.ticket))
                 else:
-                    self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+                    shown = self._steps.show_plan(order.plan)
+                    self._post(await self._people.approve(order, shown))
         finally:
             del self._scopes[order.ticket]
 
@@ -450,7 +516,10 @@ class Mission(AsyncContextManagerMixin):
         receipt = Receipt(stage=order.stage, commands=tuple(results))
         self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
 
-    # --- files, clock ---
+    # --- files, clock, people ---
+
+    async def _keep_listening(self) -> None:
+        self._post(await self._people.wait_cancel())
 
     async def _keep_deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)
