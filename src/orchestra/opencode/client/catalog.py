@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
+from attrs import evolve
+
 from orchestra.abc import Agent, Rates
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
@@ -79,7 +81,11 @@ class Catalog:
         if model is not None:
             provider, _, model_id = model.partition("/")
             template["model"] = {"providerID": provider, "modelID": model_id}
-        if configured is not None and agent in {configured, Agent(agent.name)}:
+        plain = evolve(agent, subagent_depth=None)  # that is for us to see to, not for the server
+        if configured is not None and plain in {
+            evolve(configured, subagent_depth=None),
+            Agent(agent.name),
+        }:
             return template, []
         if agent.prompt and (known is None or known.prompt != agent.prompt):
             template["system"] = agent.prompt

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import final
 
 import anyio
@@ -23,10 +22,13 @@ from orchestra.events import (
     Finished,
     FinishReason,
     SessionEvent,
+    ToolCalled,
     TurnError,
     Usage,
     UsageReported,
 )
+from orchestra.opencode.mission.attribution import edited_paths
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
 from orchestra.opencode.mission.failures import as_finished
 from orchestra.opencode.mission.hook_points import (
@@ -50,6 +52,7 @@ from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
 from orchestra.opencode.mission.spending import Bill, Spending
 from orchestra.opencode.mission.turn import Turn
 from orchestra.opencode.mission.turn_watch import TurnStoppedError, TurnWatch
+from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
 __all__ = ("Crew",)
 
@@ -62,7 +65,7 @@ class Crew:
 
     Args:
         mission_id: The mission; sessions carry it in their metadata.
-        directory: The workspace.
+        desks: Where each of them works.
         agents: The agent of each role.
         model: The model of agents that name none; None: not known.
         settings: Their ``turn_timeout`` counts.
@@ -78,6 +81,7 @@ class Crew:
     Attributes:
         timeline: The turns that have ended.
         usage: What they have consumed.
+        opened: The ids of all the sessions that were opened.
         turns_running: Prompts under way.
         turns_finished: Prompts that have ended, one way or the other.
     """
@@ -86,7 +90,7 @@ class Crew:
         self,
         mission_id: str,
         *,
-        directory: Path,
+        desks: Desks,
         agents: Mapping[Role, Agent],
         model: str | None,
         settings: MissionSettings,
@@ -100,7 +104,7 @@ class Crew:
         publish: Callable[[MissionEvent], None],
     ) -> None:
         self._mission_id = mission_id
-        self._directory = directory
+        self._desks = desks
         self._agents = agents
         self._model = model
         self._settings = settings
@@ -114,6 +118,7 @@ class Crew:
         self._publish = publish
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
+        self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage = Usage()
         self.turns_running = 0
@@ -226,7 +231,7 @@ class Crew:
             return turn.cut_off(self._scrubber.value(exc.error))
         except BlockedError as exc:
             return evolve(as_finished(exc, turn.session_id), usage=turn.usage)
-        except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
+        except (OrchestraError, OSError, anyio.ClosedResourceError, WorkplaceError) as exc:
             return as_finished(exc, turn.session_id)
         except Exception as exc:  # noqa: BLE001  (logged, without secrets)
             self._log_exception("the backend failed in a way its contract does not know")
@@ -262,10 +267,9 @@ class Crew:
     async def _open(self, ask: Ask) -> SessionLease:
         if self._pool is None:
             raise RuntimeError("the crew has no sessions to take: call enter() first")
-        agent = self._agents[ask.role]
-        return await self._pool.acquire(
-            agent if ask.model is None else evolve(agent, model=ask.model),
-            directory=self._directory,
+        lease = await self._pool.acquire(
+            self._equip(ask),
+            directory=self._desks.directory_of(ask),
             mission=self._mission_id,
             title=ask.name,
             metadata={
@@ -276,12 +280,30 @@ class Crew:
             },
             priority=ask.priority,
         )
+        self.opened.append(lease.session.id)
+        return lease
+
+    def _equip(self, ask: Ask) -> Agent:
+        """Return whom to ask, with what this mission's rules add to the agent's own."""
+        agent = self._agents[ask.role]
+        room = max(self._settings.loop.depth - ask.depth, 0)
+        rules = self._settings.people.permissions.get(ask.role.value, ())
+        return evolve(
+            agent,
+            model=ask.model or agent.model,
+            subagent_depth=room,
+            permissions=(*agent.permissions, *rules),
+        )
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
         draft = MissionPrompt(
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
+        async with self._desks.working(ask) as place:
+            return await self._send(ask, turn, prompt.message, place)
+
+    async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
         lease = self._sessions.get(ask.session)
         if lease is None:
             lease = self._sessions[ask.session] = await self._open(ask)
@@ -292,15 +314,20 @@ class Crew:
         )
         self.turns_running += 1
         try:
-            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed())
-            return await session.prompt(prompt.message, listener=listener)
+            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed(), place)
+            return await session.prompt(message, listener=listener)
         finally:
             self.turns_running -= 1
             self.turns_finished += 1
 
-    def _on_session_event(self, ask: Ask, turn: Turn, feed: TextFeed, event: SessionEvent) -> None:
+    def _on_session_event(
+        self, ask: Ask, turn: Turn, feed: TextFeed, place: Workplace | None, event: SessionEvent
+    ) -> None:
         if isinstance(event, UsageReported):
             turn.usage += event.usage
+        elif isinstance(event, ToolCalled) and place is not None:
+            for path in edited_paths(event):
+                place.on_edit(path)
         if turn.watch is not None:
             turn.watch.see(event)
         for part in feed.take(event):

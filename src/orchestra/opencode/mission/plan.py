@@ -11,6 +11,8 @@ from attrs import field, frozen, validators
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
 from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
+from orchestra.opencode.mission.isolation import Isolation
+from orchestra.opencode.mission.people_settings import PeopleSettings
 
 __all__ = (
     "LoopLimits",
@@ -188,6 +190,7 @@ class MissionSettings:
     Attributes:
         limits: How many sessions of each role may work at once; 10 for a role that is left out.
         loop: When a mission that does not get anywhere is ended.
+        isolation: Where workers work: all in the workspace, or each in a copy of it.
         fallbacks: For each role the models that are taken, in this order, when its own fails for
             good, or its provider cannot be asked.
         providers: How the providers of the models are treated.
@@ -204,12 +207,14 @@ class MissionSettings:
         has_evidence: Whether the workspace is looked at before and after the mission, so that the
             report tells which files changed, and what in them does not parse or looks like a
             secret.
+        people: How long people are waited for, and what agents must ask them.
         redactor: Takes secrets out of prompts, answers, events, the store, the report and the
             log; None: nothing is taken out.
     """
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     loop: LoopLimits = field(factory=LoopLimits)
+    isolation: Isolation = field(factory=Isolation)
     fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
     providers: ProviderSettings = field(factory=ProviderSettings)
     budget: BudgetSettings = field(factory=BudgetSettings)
@@ -222,6 +227,7 @@ class MissionSettings:
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
     has_evidence: bool = True
+    people: PeopleSettings = field(factory=PeopleSettings)
     redactor: Redactor | None = field(factory=Redactor)
 
     def permits(self, argv: Sequence[str]) -> bool:

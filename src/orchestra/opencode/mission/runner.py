@@ -27,10 +27,11 @@ from orchestra import (
     SessionPool,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, OrchestraError, StoreError
+from orchestra.errors import BlockedError, HookError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
 from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
     CommandFinished,
     MissionEvent,
@@ -45,17 +46,16 @@ from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
-    ApprovalGiven,
     Ask,
     Cancel,
     CheckPlan,
     CloseSession,
     Command,
+    Discard,
     Event,
     Finish,
     GatesFinished,
     Integrate,
-    Integrated,
     Order,
     PlanChecked,
     PlanMade,
@@ -66,6 +66,7 @@ from orchestra.opencode.mission.orders import (
     Warn,
     WorkStarted,
 )
+from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
@@ -82,6 +83,11 @@ from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.workplaces import Change
+from orchestra.opencode.people.cancelling import Quiescence
+from orchestra.opencode.people.questions import Person
+from orchestra.opencode.people.side import PeopleSide
 
 __all__ = ("Mission",)
 
@@ -90,6 +96,8 @@ _logger = logging.getLogger(__name__)
 _MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
+_QUIET_LIMIT = 10.0
+"""Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
 
 @final
@@ -115,10 +123,13 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
+            in the store; the first answer counts.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
-        ValueError: The goal is empty, or a hook has the name of a step of the mission.
+        ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
+            be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
     """
 
@@ -134,12 +145,16 @@ class Mission(AsyncContextManagerMixin):
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
+        approve: Person | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
         self._directory = Path(directory).resolve()
         self._settings = settings or MissionSettings()
+        if self._settings.must_approve and approve is None and store is None:
+            raise ValueError("must_approve is set, but nobody can be asked: give approve or store")
+        self._person = approve
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
@@ -154,9 +169,10 @@ class Mission(AsyncContextManagerMixin):
         self._team = team
         self._spending = Spending(self._settings.budget)
         gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
+        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
-            directory=self._directory,
+            desks=self._desks,
             agents=team,
             model=backend.model,
             settings=self._settings,
@@ -177,6 +193,8 @@ class Mission(AsyncContextManagerMixin):
         self._store = store
         self._sessions: SessionPool  # on entering
         self._ledger: Ledger  # on entering, when there is a store
+        self._people: PeopleSide
+        self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._timeline: list[Span] = []
@@ -242,6 +260,23 @@ class Mission(AsyncContextManagerMixin):
         """
         self._post(StopRequested(reason=self._scrubber.text(reason)))
 
+    async def cancel(self, reason: str = "it was cancelled") -> Quiescence:
+        """End the mission, and see that nothing of it runs any more. Always a checkpoint.
+
+        Args:
+            reason: Why; goes into the report.
+
+        Returns:
+            What the backend says of its sessions; ``busy`` lists those that are not known to be
+            idle. Of a mission that is over, what was found at its end.
+
+        Raises:
+            RuntimeError: The mission was left before it ended.
+        """
+        self.stop(reason)
+        await self.wait_finished()
+        return self._quiescence
+
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
         tasks: dict[TaskState, int] = {}
@@ -280,8 +315,24 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._desks.places = Places(
+                self._directory,
+                store.namespace(self._id),
+                mission_id=self._id,
+                isolation=self._settings.isolation,
+                skipped=[self._settings.todo_file or ""],
+                is_watched=self._settings.has_evidence,
+            )
+            stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
             self._crew.enter(self._sessions)
+            self._people = PeopleSide(
+                self._id,
+                store.namespace(self._id),
+                settings=self._settings.people,
+                person=self._person,
+                scrubber=self._scrubber,
+            )
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -303,7 +354,9 @@ class Mission(AsyncContextManagerMixin):
         try:
             async with anyio.create_task_group() as work:
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
-                await self._begin(work)
+                if problem := await self._begin(work):
+                    stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
+                    commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands)
                     for command in commands:
@@ -317,33 +370,54 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    self._crew.close_all()
-                    await self._sessions.aclose()
-                    if finish is None:
-                        stop = StopRequested(reason="it was cancelled")
-                        await self._record(self._machine.handle(stop))
-                    await self._record([])  # what the turns that were cut off have cost
-                    await self._write_todo()
-                    evidence = None if finish is None else await self._witness.end()
-                for warning in self._witness.warnings:
-                    self._warn(warning)
-                if finish is not None:
-                    self._report = self._make_report(finish, evidence)
-                    self._publish(MissionFinished(at=self._now(), report=self._report))
+                    await self._wind_up(finish)
             finally:
                 self._finished.set()  # also when this fails: leaving the mission waits for it
 
-    async def _begin(self, work: TaskGroup) -> None:
-        """Start what goes on beside everything else, and look at what is there."""
+    async def _wind_up(self, finish: Finish | None) -> None:
+        """Close, write and tell what is left; without a finish the mission was cancelled."""
+        self._crew.close_all()
+        await self._sessions.aclose()
+        evidence = None
+        if finish is None:
+            # Perhaps when its end was decided already, but not yet written.
+            self._machine.handle(StopRequested(reason="it was cancelled"))
+            finish = self._machine.finish
+            await self._record([] if finish is None else [finish])
+        else:
+            await self._record([])  # what the turns that were cut off have cost
+            evidence = await self._witness.end()
+        self._quiescence = await self._people.confirm(
+            self._backend, self._crew.opened, limit=_QUIET_LIMIT
+        )
+        await self._desks.places.aclose()
+        self._tell_of_places()
+        await self._write_todo()
+        for warning in self._witness.warnings:
+            self._warn(warning)
+        if not self._quiescence.is_quiet:
+            self._warn(f"something may still run: {self._quiescence}")
+        if finish is not None:
+            self._report = self._make_report(finish, evidence)
+            self._publish(MissionFinished(at=self._now(), report=self._report))
+
+    async def _begin(self, work: TaskGroup) -> str:
+        """Start what goes on beside everything else; return why nothing can be worked on."""
         if self._settings.todo_file is not None:
             work.start_soon(self._keep_todo)
-        await self._begin_spending()
+        await self._people.begin()
+        work.start_soon(self._keep_listening)
+        if problem := await self._spending.begin(
+            self._backend, self._directory, self._team.values()
+        ):
+            self._warn(problem)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:
             work.start_soon(self._keep_deadline, seconds, "budget")
         if self._settings.has_evidence:
             await self._witness.begin()
+        return await self._desks.begin()
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -398,16 +472,20 @@ class Mission(AsyncContextManagerMixin):
                 self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
             self._crew.close(command.session)
+        elif isinstance(command, Discard):
+            work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, Finish):
             return command
         else:
-            self._tell(command)
+            self._tell(work, command)
         return None
 
-    def _tell(self, command: Command) -> None:
+    def _tell(self, work: TaskGroup, command: Command) -> None:
         """Publish what the machine tells."""
         if isinstance(command, TaskMoved):
             self._is_todo_stale.set()
+            if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
+                work.start_soon(self._desks.leave, command.task_id)
             self._publish(
                 TaskChanged(
                     at=self._now(),
@@ -437,9 +515,14 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, RunGates):
                     await self._run_gates(order)
                 elif isinstance(order, Integrate):
-                    self._post(Integrated(ticket=order.ticket))
+                    self._post(await self._desks.integrate(order))
+                    self._tell_of_places()
                 else:
-                    self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+                    shown = self._steps.show_plan(order.plan)
+                    self._post(await self._people.approve(order, shown))
+        except StoreError as exc:
+            reason = f"the mission's state cannot be written: {exc}"
+            self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
 
@@ -463,16 +546,21 @@ class Mission(AsyncContextManagerMixin):
             CommandResult(argv=argv, refusal="it is not on the mission's allow list")
             for argv in order.refused
         ]
-        async with self._controller.lease("acceptance"):
+        places = self._desks.places
+        place = None if order.task_id is None else await self._desks.open(order.task_id)
+        directory = self._directory if place is None else place.directory
+        change = Change(tree="", directory=directory) if place is None else await place.look()
+        async with self._controller.lease("acceptance"), (place or places).at_work():
             started = self._now()
             self._post(WorkStarted(ticket=order.ticket))
             for argv in order.commands:
-                result = await run_acceptance(
-                    argv, directory=self._directory, settings=self._settings
-                )
+                result = await run_acceptance(argv, directory=directory, settings=self._settings)
                 result = self._scrubber.value(result)
                 results.append(result)
                 self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
+        if place is None:
+            change = await places.whole()
+        self._tell_of_places()
         is_failed = any(result.is_failed for result in results)
         if order.commands:
             self._timeline.append(
@@ -486,20 +574,21 @@ class Mission(AsyncContextManagerMixin):
                     outcome="failed" if is_failed else "done",
                 )
             )
-        receipt = Receipt(stage=order.stage, commands=tuple(results))
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
+        receipt = Receipt(
+            stage=order.stage,
+            tree=change.tree,
+            problems=change.problems,
+            commands=tuple(results),
+            changed=change.changed,
+            strays=change.strays,
+        )
+        evidence = "" if place is None else self._scrubber.text(change.diff)
+        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
 
-    # --- files, clock ---
+    # --- files, clock, people ---
 
-    async def _begin_spending(self) -> None:
-        """Learn what the models cost, if that counts."""
-        models = [agent.model or self._backend.model or "" for agent in self._team.values()]
-        for chain in self._settings.fallbacks.values():
-            models += chain
-        try:
-            await self._spending.begin(self._backend, self._directory, models)
-        except (OrchestraError, OSError) as exc:
-            self._warn(f"the backend does not say what its models cost: {exc}")
+    async def _keep_listening(self) -> None:
+        self._post(await self._people.wait_cancel())
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
@@ -526,6 +615,11 @@ class Mission(AsyncContextManagerMixin):
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
         while self._ledger.warnings:
             self._warn(self._ledger.warnings.pop())
+
+    def _tell_of_places(self) -> None:
+        warnings = self._desks.places.warnings
+        while warnings:
+            self._warn(warnings.pop(0))
 
     def _now(self) -> float:
         return anyio.current_time() - self._started

@@ -18,6 +18,7 @@ from typing import Any, final
 import anyio
 
 from orchestra import (
+    Agent,
     Amount,
     Budget,
     CostEstimator,
@@ -28,7 +29,7 @@ from orchestra import (
     Reservation,
     SessionBackend,
 )
-from orchestra.errors import BudgetExceededError, UnknownPriceError
+from orchestra.errors import BudgetExceededError, OrchestraError, UnknownPriceError
 from orchestra.events import TurnError, Usage
 from orchestra.opencode.mission.allowances import Allowance, BudgetSettings
 from orchestra.opencode.mission.orders import Ask
@@ -170,24 +171,31 @@ class Spending:
     # --- the mission's beginning ---
 
     async def begin(
-        self, backend: SessionBackend, directory: Path, models: Iterable[str] = ()
-    ) -> None:
+        self, backend: SessionBackend, directory: Path, team: Iterable[Agent] = ()
+    ) -> str:
         """Start the time, and ask the backend for prices if money is limited. A checkpoint then.
 
         Args:
             backend: Where the agents run.
             directory: The workspace.
-            models: The models that may be asked, as far as they are known.
+            team: Who will be asked.
 
-        Raises:
-            OrchestraError: The backend cannot say.
+        Returns:
+            Why the backend's prices are not known; empty: they are, or do not count.
         """
-        settings = self._settings
         self._began = self._clock()
-        if settings.has_dollars:
-            rates = await backend.prices(directory)
-            self.prices = self._price_list({model: Price(**rate) for model, rate in rates.items()})
+        problem = ""
+        if self._settings.has_dollars:
+            try:
+                rates = await backend.prices(directory)
+            except (OrchestraError, OSError) as exc:
+                problem = f"the backend does not say what its models cost: {exc}"
+            else:
+                found = {model: Price(**rate) for model, rate in rates.items()}
+                self.prices = self._price_list(found)
+        models = {agent.model or backend.model or "" for agent in team}
         self._estimator = CostEstimator(first=self._first_estimate(models))
+        return problem
 
     def _first_estimate(self, models: Iterable[str]) -> Amount:
         limits = [level.tokens for level in self._settings.levels if level.tokens is not None]
