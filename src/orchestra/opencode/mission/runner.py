@@ -381,9 +381,9 @@ class Mission(AsyncContextManagerMixin):
         evidence = None
         if finish is None:
             # Perhaps when its end was decided already, but not yet written.
-            self._machine.handle(StopRequested(reason="it was cancelled"))
+            commands = self._machine.handle(StopRequested(reason="it was cancelled"))
             finish = self._machine.finish
-            await self._record([] if finish is None else [finish])
+            await self._record(commands if finish is None or commands else [finish])
         else:
             await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
