@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         MissionTurn,
         SessionTold,
     )
+    from orchestra.opencode.mission.memory.rules import MemorySettings
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
         LoopLimits,
@@ -92,6 +93,7 @@ __all__ = (
     "Evidence",
     "Finding",
     "LoopLimits",
+    "MemorySettings",
     "Mission",
     "MissionEvent",
     "MissionFile",
@@ -154,6 +156,7 @@ _HOMES = {
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
     "LoopLimits": "orchestra.opencode.mission.plan",
+    "MemorySettings": "orchestra.opencode.mission.memory.rules",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",
     "MissionFile": "orchestra.opencode.mission.file",
