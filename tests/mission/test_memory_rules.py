@@ -232,6 +232,14 @@ def test_other_tasks_are_told_nothing(text: str) -> None:
     assert found(INDEX, text=text, files=("README.rst",)) == []
 
 
+def test_what_was_only_said_must_first_prove_itself() -> None:
+    """A summary is not told for its words before it has helped where it was surely relevant."""
+    said = evolve(note(LESSON, files=("a.py",)), first=0.1)
+    assert found(MemoryIndex([said]), text=LESSON) == []
+    assert found(MemoryIndex([said]), files=("a.py",)) == [LESSON]
+    assert found(MemoryIndex([observe(said, Tally(1, 0), 1)]), text=LESSON) == [LESSON]
+
+
 def test_who_and_how_good_count() -> None:
     """An entry is for its roles only, and one that has done harm is not told any more."""
     text = "Migrations name their parent revision in a header"
@@ -288,6 +296,19 @@ def test_looking_is_the_same_whatever_came_first(
     assert one.find(question, lambda e: e.score(9)) == other.find(question, lambda e: e.score(9))
     for share, _ in one.find(question, lambda entry: entry.score(9)):
         assert ENOUGH <= share <= 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(MemoryTier), st.integers(0, 40)), max_size=60))
+def test_the_index_knows_which_tiers_are_full(steps: list[tuple[MemoryTier, int]]) -> None:
+    """Whatever came, was replaced and went, exactly the entries of full tiers are named."""
+    index = MemoryIndex()
+    for number, (tier, name) in enumerate(steps):
+        index.put(evolve(note("x" * MAX_ENTRY), id=str(name), tier=tier))
+        if number % 4 == 3:
+            index.discard(str(name - 1))
+    tokens = {tier: sum(e.tokens for e in index if e.tier is tier) for tier in MemoryTier}
+    full = {tier for tier in MemoryTier if tokens[tier] > BUDGETS[tier]}
+    assert set(index.over_budget()) == {entry for entry in index if entry.tier in full}
 
 
 # --- telling ---
@@ -359,6 +380,17 @@ def test_the_facts_of_a_brief() -> None:
     assert where.files == ("src/dates.py",)
     assert care.text == "Care: never touch the vendored copy in third_party/dateutil"
     assert {where.source, care.source} == {MemorySource.BRIEF}
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, "a/" * 250_000, "where: " + "b." * 250_000])
+def test_learning_is_quick_whatever_agents_write(text: str) -> None:
+    """Half a million characters without a break take no longer than they must."""
+    brief = f"2. Where: one two three four five {text}\n5. Care: {text}"
+    start = time.perf_counter()
+    assert all(len(entry.text) <= MAX_ENTRY for entry in from_brief(brief, 1))
+    report = TaskReport(id="a", title=text, state=TaskState.ACCEPTED, reasons=(text,), summary=text)
+    assert len(from_accepted(report, 1)) <= 2
+    assert time.perf_counter() - start < 10
 
 
 # --- cost ---

@@ -42,7 +42,7 @@ async def test_the_model_is_told_once(real_server: RealServer, tmp_path: Path) -
         return json.dumps(verdict)
 
     real_server.scripts.update({"worker": work, "reviewer": review})
-    rounds = []
+    reports = []
     systems: list[set[str]] = []
     try:
         async with MemoryStore() as store, real_server.backend() as backend:
@@ -57,16 +57,16 @@ async def test_the_model_is_told_once(real_server: RealServer, tmp_path: Path) -
                         settings=MissionSettings(retry_delay=0, todo_file=None),
                         store=store,
                     )
-                rounds.append(report.tasks[0].rounds)
+                reports.append(report)
                 requests = real_server.model.requests[before:]
                 systems.append({each.system for each in requests if each.agent == "worker"})
     finally:
         real_server.scripts.clear()
-    assert rounds == [2, 1]
+    assert [report.tasks[0].rounds for report in reports] == [2, 1]
     (first,), (second,) = systems
     assert "<memory>" not in first
     added = len(second) - len(first)
-    assert abs(added - report.statistics["memory_characters"]) <= len("\n\n")
+    assert abs(added - reports[1].statistics["memory_characters"]) <= len("\n\n")
     for system in (first, second):
         assert system.count(PROMPT) == 1
     assert second.count("<memory>") == second.count("</memory>") == 1

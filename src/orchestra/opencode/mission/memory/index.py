@@ -19,12 +19,15 @@ from typing import final
 
 from attrs import frozen
 
-from orchestra.opencode.mission.memory.rules import MemoryEntry, MemoryTier
+from orchestra.opencode.mission.memory.rules import BUDGETS, MemoryEntry, MemoryTier
 
-__all__ = ("ENOUGH", "MemoryIndex", "Question", "words_of")
+__all__ = ("BY_WORDS", "ENOUGH", "MemoryIndex", "Question", "words_of")
 
 ENOUGH = 0.3
 """The share of an entry's weight that a text must have of it."""
+BY_WORDS = 0.15
+"""The score from which words in common are enough. What an agent only said, and nobody has used yet,
+is told where files or tasks show that it is relevant."""
 _LEAST_SHARED = 2
 """A single word in common is a coincidence."""
 _LONGEST_TEXT = 8_000
@@ -86,6 +89,7 @@ class MemoryIndex:
         self._weights: dict[str, int] = {}
         self._by_word: dict[str, set[str]] = {}
         self._by_place: dict[str, set[str]] = {}
+        self._tokens = dict.fromkeys(MemoryTier, 0)
         for entry in entries:
             self.put(entry)
 
@@ -114,6 +118,7 @@ class MemoryIndex:
         """
         self.discard(entry.id)
         self._entries[entry.id] = entry
+        self._tokens[entry.tier] += entry.tokens
         words = self._words[entry.id] = words_of(f"{entry.text} {' '.join(entry.files)}")
         self._weights[entry.id] = 0
         for word in words:
@@ -130,6 +135,7 @@ class MemoryIndex:
         entry = self._entries.pop(entry_id, None)
         if entry is None:
             return
+        self._tokens[entry.tier] -= entry.tokens
         for word in self._words.pop(entry_id):
             self._hold(word, entry_id, is_held=False)
         del self._weights[entry_id]
@@ -155,6 +161,19 @@ class MemoryIndex:
         elif not holders:
             del self._by_word[word]
 
+    def over_budget(self) -> list[MemoryEntry]:
+        """Return all entries of the tiers that hold more than they may."""
+        full = {tier for tier, tokens in self._tokens.items() if tokens > BUDGETS[tier]}
+        return [entry for entry in self if entry.tier in full] if full else []
+
+    def of_task(self, task_id: str) -> list[MemoryEntry]:
+        """Return the entries that are from a task.
+
+        Args:
+            task_id: The task.
+        """
+        return [self._entries[name] for name in sorted(self._at({f"task:{task_id}"}))]
+
     def find(
         self, question: Question, worth: Callable[[MemoryEntry], float]
     ) -> list[tuple[float, MemoryEntry]]:
@@ -162,20 +181,22 @@ class MemoryIndex:
 
         Args:
             question: What an agent is about to do.
-            worth: The entry's score; what has done more harm than good is left out.
+            worth: The entry's score; what has done more harm than good is left out, and what is
+                worth little is not found by its words.
         """
         places = {f"file:{name}" for name in question.files}
         if question.task:
             places.add(f"task:{question.task}")
         places.update(f"task:{name}" for name in question.depends)
-        relevant = dict.fromkeys(self._at(places), 1.0)
-        relevant.update(dict.fromkeys(self._at({"everywhere"}), 1.0))
-        relevant = {**self._by_text(question, relevant), **relevant}
+        certain = self._at({*places, "everywhere"})
+        relevant = dict.fromkeys(certain, 1.0)
+        relevant.update(self._by_text(question, relevant))
         found = []
         for entry_id, share in relevant.items():
             entry = self._entries[entry_id]
             value = worth(entry)
-            if value >= 0 and self._is_for(entry, question):
+            least = BY_WORDS if entry_id not in certain else 0.0
+            if value >= least and self._is_for(entry, question):
                 found.append((share * (1 + value) / 2, share, entry))
         found.sort(key=lambda each: (-each[0], each[2].id))
         return [(share, entry) for _, share, entry in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from orchestra.opencode.mission.failures import explain
 from orchestra.opencode.mission.memory.index import words_of
@@ -17,6 +18,7 @@ _MAX_LESSONS = 8
 """How many reasons of one task are remembered, and how many facts of one brief."""
 _MAX_REASON = 330
 _MAX_CURE = 200
+_MAX_SUBJECT = 4_000
 _MAX_SUMMARY = 400
 _MAX_FACT = 300
 _LEAST_WORDS = 4
@@ -102,16 +104,17 @@ def from_brief(brief: str, now: int) -> list[MemoryEntry]:
         brief: What the commander wrote.
         now: The mission's number.
     """
+    facts = [_squeeze(fact, _MAX_FACT) for fact in islice(_facts(brief), _MAX_LESSONS)]
     return [
         new_entry(
             MemoryTier.MISSION,
             MemorySource.BRIEF,
-            _squeeze(fact, _MAX_FACT),
+            fact,
             files=_PATH.findall(fact),
             roles=_LOOKERS,
             now=now,
         )
-        for fact in list(_facts(brief))[:_MAX_LESSONS]
+        for fact in facts
     ]
 
 
@@ -136,9 +139,9 @@ def _source(report: TaskReport, reason: str) -> MemorySource:
 
 def _subject(reason: str) -> str:
     """Return what makes a reason the same as another one: numbers in what commands print do not."""
-    lines = reason.strip().splitlines()
+    lines = reason.strip()[:_MAX_SUBJECT].splitlines()
     if len(lines) < 2:
-        return reason
+        return reason[:_MAX_SUBJECT]
     return f"{lines[0]} {re.sub(r'[0-9]+', '', lines[-1])}"
 
 

@@ -24,7 +24,6 @@ from orchestra.opencode.mission.memory.rules import (
     drop_least,
     entry_from_plain,
     entry_to_plain,
-    is_over_budget,
     observe,
 )
 from orchestra.opencode.mission.memory.telling import choose, memory_block
@@ -250,7 +249,6 @@ class MissionMemory:
             self._learn(from_brief(answer, self._number))
 
     def _learn(self, lessons: Iterable[MemoryEntry]) -> None:
-        is_new = False
         for lesson in lessons:
             text = self._scrubber.text(lesson.text)
             entry = evolve(lesson, text=clean(text)[: len(lesson.text)])
@@ -258,21 +256,15 @@ class MissionMemory:
             if known is not None and known.tier not in _OWN:
                 continue  # the project knows; whether it still holds is for the tallies to say
             self._put(entry if known is None else combine(known, entry))
-            is_new = True
-        if is_new and is_over_budget(self._index):
-            _, dropped = drop_least(map(self._current, self._index), self._number)
-            for entry in dropped:
-                self._drop(entry.id)
+        _, dropped = drop_least(map(self._current, self._index.over_budget()), self._number)
+        for entry in dropped:
+            self._drop(entry.id)
 
     def _forget_task(self, task_id: str) -> None:
         """What was wrong is told by the lessons of the accepted task from now on."""
-        gone = [
-            entry.id
-            for entry in self._index
-            if entry.tier is MemoryTier.TASK and entry.task == task_id
-        ]
-        for name in gone:
-            self._drop(name)
+        for entry in self._index.of_task(task_id):
+            if entry.tier is MemoryTier.TASK:
+                self._drop(entry.id)
 
     def _put(self, entry: MemoryEntry) -> None:
         self._index.put(entry)

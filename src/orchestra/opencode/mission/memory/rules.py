@@ -36,7 +36,6 @@ __all__ = (
     "entry_from_plain",
     "entry_id",
     "entry_to_plain",
-    "is_over_budget",
     "new_entry",
     "observe",
     "settle",
@@ -347,21 +346,6 @@ def settle(
         if name in settled:
             settled[name] = observe(settled[name], tally, number)
     return settled
-
-
-def is_over_budget(
-    entries: Iterable[MemoryEntry], budgets: Mapping[MemoryTier, int] = BUDGETS
-) -> bool:
-    """Whether some tier holds more than it may.
-
-    Args:
-        entries: The entries of all tiers.
-        budgets: Tokens for each tier.
-    """
-    room = dict(budgets)
-    for entry in entries:
-        room[entry.tier] -= entry.tokens
-    return min(room.values()) < 0
 
 
 def drop_least(
