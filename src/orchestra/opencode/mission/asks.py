@@ -80,6 +80,8 @@ def unit_gates(task: TrackedTask, settings: MissionSettings) -> RunGates:
         stage="unit",
         commands=permitted,
         refused=refused,
+        files=() if task.parts else task.spec.files,  # its parts were checked for them
+        is_silent=not task.parts and not task.summary.strip() and not task.calls,
         task_id=task.id,
         round=task.round,
     )

@@ -438,13 +438,21 @@ class MissionMachine:
         """Run every command once more, on the tree that all tasks together have led to."""
         self._phase = Phase.INTEGRATION
         lines = dict.fromkeys(self._settings.acceptance)
+        files: dict[str, None] = {}
         for task in self._in_order():
             if task.state is TaskState.ACCEPTED:
                 lines.update(dict.fromkeys(task.spec.acceptance))
+                files.update(dict.fromkeys(task.receipt.changed if task.receipt else ()))
         permitted, _ = self._settings.sort_commands(lines)
         _, refused = self._settings.sort_commands(self._settings.acceptance)
         self._tickets.order(
-            RunGates(ticket=0, stage="integration", commands=permitted, refused=refused)
+            RunGates(
+                ticket=0,
+                stage="integration",
+                commands=permitted,
+                refused=refused,
+                files=tuple(files),
+            )
         )
 
     def _on_whole(self, event: GatesFinished) -> None:

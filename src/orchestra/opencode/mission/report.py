@@ -124,7 +124,7 @@ class Receipt:
     @property
     def is_passed(self) -> bool:
         """Whether nothing speaks against it."""
-        return not self.problems
+        return not self.problems and not any(result.is_failed for result in self.commands)
 
 
 @frozen(kw_only=True)

@@ -261,6 +261,7 @@ class TaskFlow:
             self._remedy_work(task, remedy, f"the worker's turn failed: {describe(event)}")
             return
         task.summary = event.text[:_MAX_SUMMARY]
+        task.calls = event.calls
         if not event.text.strip():
             self._warn(f"the worker of task {task.id!r} gave an empty answer")
         if task.may_split and self._split(task, event.text):
