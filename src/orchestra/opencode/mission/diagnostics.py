@@ -62,6 +62,7 @@ class _Kept:
         self.problem = ""
         self.is_ready = anyio.Event()
         self.is_unwanted = anyio.Event()
+        self.is_over = anyio.Event()
 
 
 @final
@@ -92,6 +93,7 @@ class Diagnostics(AsyncContextManagerMixin):
         self._warn = warn
         self._commands: dict[str, tuple[str, ...]] = {}
         self._kept: dict[tuple[tuple[str, ...], Path], _Kept] = {}
+        self._running: set[_Kept] = set()
         self._tasks: TaskGroup
 
     @asynccontextmanager
@@ -104,7 +106,13 @@ class Diagnostics(AsyncContextManagerMixin):
                 )
             self._commands[suffix] = (program, *arguments)
         async with background_tasks() as self._tasks:
-            yield self
+            try:
+                yield self
+            finally:
+                for kept in self._running:
+                    kept.is_unwanted.set()
+                for kept in list(self._running):
+                    await kept.is_over.wait()  # cancelled, they end in a less friendly way
 
     def covers(self, path: str) -> bool:
         """Whether some server is to be asked about such a file.
@@ -162,7 +170,8 @@ class Diagnostics(AsyncContextManagerMixin):
             self._let_go()
 
     async def _keep(self, command: tuple[str, ...], directory: Path, kept: _Kept) -> None:
-        """Run a server in a task of its own, which whoever asks first may leave before the others."""
+        """Run a server in a task of its own: whoever asks first may leave before the others."""
+        self._running.add(kept)
         try:
             async with LanguageServer(
                 command, directory, environment=command_environment(os.environ)
@@ -174,6 +183,8 @@ class Diagnostics(AsyncContextManagerMixin):
             kept.problem = str(exc)
         finally:
             kept.is_ready.set()
+            kept.is_over.set()
+            self._running.discard(kept)
 
     def _let_go(self) -> None:
         idle = [key for key, kept in self._kept.items() if not kept.users]
