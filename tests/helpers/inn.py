@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,9 @@ __all__ = ("Guest", "Inn")
 class Guest(Session):
     """A session that knows what was said to it, and by which mission."""
 
-    def __init__(self, inn: Inn, number: int, directory: Path) -> None:
+    def __init__(self, inn: Inn, number: int, agent: str, directory: Path) -> None:
         self.inn = inn
+        self.agent = agent
         self.number = number
         self.directory = directory
         self.context: list[str] = []
@@ -100,6 +101,7 @@ class Inn(SessionBackend):
         most: How many of them there were at the most.
         looks: How often a session was checked.
         warm: The directories that were prewarmed.
+        on_open: Called with the agent's name where a session has been opened.
     """
 
     seconds: dict[str, float] = field(
@@ -114,6 +116,7 @@ class Inn(SessionBackend):
     most: int = 0
     looks: int = 0
     warm: list[Path] = field(factory=list)
+    on_open: Callable[[str], object] | None = None
 
     @property
     def name(self) -> str:
@@ -136,9 +139,12 @@ class Inn(SessionBackend):
             self.refusals -= 1
             raise TransportError(f"no room for {agent} {title} {metadata}")
         self.opened += 1
-        guest = Guest(self, self.opened, directory)
+        name = agent if isinstance(agent, str) else agent.name
+        guest = Guest(self, self.opened, name, directory)
         self.open_now.append(guest)
         self.most = max(self.most, len(self.open_now))
+        if self.on_open is not None:
+            self.on_open(name)
         return guest
 
     async def prewarm(self, directory: Path) -> None:

@@ -161,7 +161,7 @@ async def test_no_secret_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixtu
                 store=store,
             )
     assert report.outcome is MissionOutcome.ACCEPTED, report
-    assert report.tasks[0].rounds == 2
+    assert report.statistics["retries"] == 1
     write_report(report, folder)
     written = contents(tmp_path)
     everything = {
@@ -193,6 +193,56 @@ async def test_a_failing_backend_logs_no_secret(
     await run(agents(), tmp_path, listener=listener)
     assert "[redacted:github-token]" in caplog.text
     assert secret not in caplog.text
+
+
+async def test_redaction_has_the_last_word(tmp_path: Path) -> None:
+    """A secret that a hook brings into a prompt, or a ready plan into a task, does not go out."""
+    prompts: list[str] = []
+
+    async def worker(turn: Turn) -> str:
+        prompts.append(turn.prompt)
+        return "Done."
+
+    hooks = HookRegistry()
+    hooks.register(
+        BEFORE_PROMPT,
+        lambda draft: Modify(evolve(draft, message=f"{draft.message}\nUse {key(1)}.")),
+        name="careless",
+        phase=HookPhase.LATE,
+    )
+    plan = Plan((TaskSpec(id="a", title="Do a", acceptance=(("echo", key(2)),)),))
+    await run(agents(worker=worker), tmp_path, hooks, plan=plan)
+    assert key(1) not in prompts[0]
+    assert key(2) not in prompts[0]
+    assert prompts[0].endswith("Use [redacted:github-token].")
+
+
+async def test_what_comes_after_redaction_is_not_written_either(tmp_path: Path) -> None:
+    """A hook that runs after the redaction cannot get a secret into the store or the report."""
+    hooks = HookRegistry()
+    hooks.register(
+        AFTER_TURN,
+        lambda turn: (
+            Modify(evolve(turn, finished=evolve(turn.finished, text=key(1))))
+            if turn.role is Role.WORKER
+            else None
+        ),
+        name="careless",
+        phase=HookPhase.LATE,
+        after=["secret-redaction"],
+    )
+    async with SQLiteStore(tmp_path / "store.db") as store:
+        report = await run_mission(
+            "g",
+            backend=agents(),
+            directory=tmp_path,
+            plan=ONE,
+            settings=QUICK,
+            store=store,
+            hooks=hooks,
+        )
+    assert report.tasks[0].summary == "[redacted:github-token]"
+    assert key(1) not in contents(tmp_path)
 
 
 async def test_redaction_can_be_turned_off(tmp_path: Path) -> None:
@@ -366,7 +416,8 @@ async def test_a_blocked_answer_is_asked_for_again(tmp_path: Path) -> None:
     hooks.register(AFTER_TURN, once, name="quality")
     report = await run(agents(), tmp_path, hooks)
     assert report.outcome is MissionOutcome.ACCEPTED
-    assert (blocked, report.tasks[0].rounds) == (["Done."], 2)
+    assert (blocked, report.tasks[0].rounds) == (["Done."], 1)
+    assert report.statistics["retries"] == 1
     assert "it has no tests" in report.tasks[0].reasons[0]
 
 
@@ -386,10 +437,9 @@ async def test_a_blocked_event_ends_the_turn(tmp_path: Path) -> None:
         lambda told: Block("no deployments") if isinstance(told.event, ToolCalled) else None,
         name="policy",
     )
-    settings = evolve(QUICK, max_rounds=2)
-    report = await run(agents(worker=worker), tmp_path, hooks, settings=settings)
+    report = await run(agents(worker=worker), tmp_path, hooks)
     assert report.outcome is MissionOutcome.FAILED
-    assert [span.outcome for span in report.timeline] == ["blocked", "blocked"]
+    assert [span.outcome for span in report.timeline] == ["blocked"] * 3
     assert after == []
 
 

@@ -331,6 +331,13 @@ def test_no_seam_lets_a_secret_through(kind: str, before: str, secret: str, afte
     assert "".join(map(stream.feed, text)) + stream.flush() == REDACTOR.redact(text)
 
 
+def test_keys_that_share_a_line_are_all_held_back() -> None:
+    """A key that begins on the line on which another one ends does not let go of that one."""
+    text = f"{pem()}{pem('')}{pem('OPENSSH ')}\n"
+    stream = REDACTOR.stream()
+    assert "".join(map(stream.feed, text)) + stream.flush() == "[redacted:private-key]" * 3 + "\n"
+
+
 def test_lines_come_out_at_once() -> None:
     """A complete line without a key is not held back, and an incomplete one is."""
     stream = REDACTOR.stream()
@@ -364,6 +371,17 @@ def test_hold_back_is_bounded(text: str, leak: str, chunk: int) -> None:
     assert most <= 32_768 + 16_384
     assert leak not in "".join(out)
     assert "".join(out).count("[redacted:") >= 1
+
+
+def test_a_long_line_is_cut_beside_its_secrets() -> None:
+    """Wherever in a secret, or in what tells that it is one, a long line would be cut."""
+    for shift in range(0, 160, 5):
+        stream = REDACTOR.stream()
+        before = "w " * 7_952  # a line of 20,000 is cut 4,096 before its end
+        text = f"{before[shift:]} password=hunter2-{drawn(12)} {'w ' * 2_100}"
+        out = stream.feed(text[:20_000]) + stream.feed(text[20_000:]) + stream.flush()
+        assert "hunter2" not in out
+        assert out == REDACTOR.redact(text)
 
 
 # --- configuration ---

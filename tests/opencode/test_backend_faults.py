@@ -257,7 +257,8 @@ async def test_a_server_that_comes_back_is_used_again(
     """A lost directory is connected anew by the next open."""
     async with attach(fake_server) as backend:
         async with backend.lease("echo", directory=tmp_path):
-            fake_server.faults["GET /event"] = [answers(status=0)] * 1000
+            for call in ("GET /event", "GET /global/health"):
+                fake_server.faults[call] = [answers(status=0)] * 1000
             await fake_server.cut()
             with anyio.fail_after(20):
                 (workspace,) = backend._workspaces.values()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -489,6 +490,25 @@ async def test_never_more_than_max_size_while_destroying() -> None:
 
 
 # ---- the block, and its end ----
+
+
+async def test_background_has_the_context_of_the_pool() -> None:
+    """What is reset and destroyed does not see the variables of whoever had it; a factory does."""
+    variable = ContextVar("variable", default="pool")
+    seen: list[str] = []
+
+    async def look(_: object = None) -> object:
+        seen.append(variable.get())
+        return object()
+
+    async with ResourcePool(look, reset=look, destroy=look) as pool:
+        variable.set("borrower")
+        async with pool.lease():
+            pass
+        await settle()
+        async with pool.lease() as thing:
+            await pool.invalidate(thing)
+    assert seen == ["borrower", "pool", "pool"]
 
 
 async def test_must_be_entered() -> None:

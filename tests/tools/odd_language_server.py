@@ -53,6 +53,7 @@ def tell(uri: str, version: int, text: str) -> None:
     if MODE == "late":  # an old version, another file, then the one
         publish(uri, version - 1, diagnostic("old"))
         publish(uri + "x", version, diagnostic("other"))
+        time.sleep(0.05)
         publish(uri, version, diagnostic("new"))
     elif MODE == "twice":
         publish(uri, version, diagnostic("syntax"))

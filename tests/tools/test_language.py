@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from text_tools import write_files
-from tool_processes import children
+from tool_processes import children, until
 
 from orchestra import Diagnostic, LanguageServer, Severity
 from orchestra.errors import (
@@ -156,6 +156,18 @@ async def test_old_documents_are_closed(tmp_path: Path) -> None:
     assert methods.count("textDocument/didOpen") == 4
     assert methods.count("textDocument/didClose") == 2
     assert "workspace/didChangeWatchedFiles" in methods
+
+
+async def test_a_document_that_is_closed_while_somebody_waits_for_it(tmp_path: Path) -> None:
+    """Who waited opens it anew, and does not wait for what is told of the old one."""
+    async with odd(tmp_path, "plain", settle=0.0, timeout=5.0) as server:
+        await server.diagnose("a.txt")
+        document = server._documents["a.txt"]
+        async with anyio.create_task_group() as group, document.lock:
+            group.start_soon(server.diagnose, "a.txt")
+            await until(lambda: document.lock.statistics().tasks_waiting == 1)
+            del server._documents["a.txt"]
+        assert server._documents["a.txt"] is not document
 
 
 # ---- what goes wrong ----

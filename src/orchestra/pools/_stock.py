@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, final
 
 import anyio
@@ -116,7 +118,7 @@ class Stock(Generic[T]):
         teller: Teller[ResourceCreated | ResourceDestroyed],
         rng: Callable[[], float],
     ) -> None:
-        self.name: Final = name
+        self.name: Final[str] = name
         self._calls: Final = calls
         self.plan: Final[PoolPlan[T]] = PoolPlan(rules)
         self._is_fast: Final = is_fast
@@ -129,14 +131,15 @@ class Stock(Generic[T]):
         self._rng: Final = rng
         door = Door(None, rng, is_fast=True)
         limit = Limit(rules.max_size, rule=Fixed())
-        self.lane: Final = Lane(name, limit, Gate(name, door), owner=door)
+        self.lane: Final[Lane] = Lane(name, limit, Gate(name, door), owner=door)
         self.entries: Final[dict[int, Entry[T]]] = {}
-        self.counts: Final = Counts()
+        self.counts: Final[Counts] = Counts()
         self.clock: Callable[[], float] = float
-        self.can_reset: Final = calls.reset is not None
-        self.is_closed = False
-        self.is_empty: Final = anyio.Event()
+        self.can_reset: Final[bool] = calls.reset is not None
+        self.is_closed: bool = False
+        self.is_empty: Final[anyio.Event] = anyio.Event()
         self._tasks: TaskGroup | None = None
+        self._context = Context()
         self._keeper: Keeper | None = None
         self._destructions: Final[dict[Entry[T], _Destruction]] = {}
         self._preparations: Final[set[CancelScope]] = set()
@@ -154,6 +157,7 @@ class Stock(Generic[T]):
     def open(self, tasks: TaskGroup) -> None:
         """Begin to lend; ``tasks`` does what is done in the background."""
         self.clock = loop_clock()
+        self._context = copy_context()
         self._tasks = tasks
         self._start(self._tend)
 
@@ -407,7 +411,11 @@ class Stock(Generic[T]):
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         if self._tasks is None:
             raise AssertionError("unreachable")  # nothing is lent before `open`
-        self._tasks.start_soon(function, *args, name=f"orchestra pool {self.name}")
+        # In the pool's context, not in that of whoever released: a variable of a borrower's says
+        # nothing about the next one. A copy, since an eager task may come here again at once.
+        name = f"orchestra pool {self.name}"
+        start = partial(self._tasks.start_soon, function, *args, name=name)
+        self._context.copy().run(start)
 
     async def _tend(self) -> None:
         """Destroy what is old, check what idles, create what is missing; until cancelled."""

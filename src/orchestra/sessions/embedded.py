@@ -313,7 +313,7 @@ class _EmbeddedSession(Session):
         self.host = host
         self.agent = agent
         self.directory = directory
-        self.metadata = metadata
+        self.metadata: Mapping[str, str] = metadata
         self.memory: dict[str, Any] = {}
         self._id = session_id
         self._call = call

@@ -240,6 +240,8 @@ class Turn:
             known_prompts=known_prompts,
             timing=workspace.turn_timing,
         )
+        if not workspace.stream.is_connected:
+            self._machine.stream_broke(now=anyio.current_time())
         self._outbox = Outbox()
         self._wake = anyio.Event()
         self._finished = anyio.Event()
@@ -293,9 +295,14 @@ class Turn:
                 scope.cancel()
             self._workspace.host.turn_finished()
 
-    def lose_events(self) -> None:
-        """Say that events may be missing."""
-        self._machine.lose_events(now=anyio.current_time())
+    def stream_broke(self) -> None:
+        """Say that no events come in from here on."""
+        self._machine.stream_broke(now=anyio.current_time())
+        self._wake.set()
+
+    def stream_mended(self) -> None:
+        """Say that events come in again, and that some are missing."""
+        self._machine.stream_mended(now=anyio.current_time())
         self._wake.set()
 
     def end(self, reason: FinishReason, error: TurnError) -> None:
@@ -379,6 +386,8 @@ class Turn:
         machine, http, session_id = self._machine, self._workspace.http, self.session.id
         is_whole, needs_status = machine.needs_whole, machine.needs_status
         machine.begin_look()
+        if machine.is_polling:
+            await self._workspace.poll_requests()
         try:
             # First the status: a session that was idle then has written its last message.
             directory = self._workspace.directory
@@ -406,7 +415,7 @@ class Turn:
         self._failing_since = min(self._failing_since, now)
         if now - self._failing_since < self._workspace.window:
             await anyio.sleep(_RETRY_DELAY)
-            self.lose_events()
+            self._machine.look_failed(now=anyio.current_time())
         elif isinstance(exc, TransportError):
             self.end(FinishReason.LOST, _told(exc))
         else:

@@ -26,7 +26,8 @@ class StreamTiming:
     Attributes:
         silence: Without a byte for so long, the stream is broken; the server's heartbeat comes
             every 10 s.
-        window: How long reconnecting is tried before the server counts as lost.
+        window: How long reconnecting is tried before a server that does not answer otherwise
+            either counts as lost.
         first_delay: Before the first reconnect; doubled for each further one.
         longest_delay: The most between two.
     """
@@ -42,7 +43,8 @@ class EventStream:
     """A directory's events, delivered to one function as they come.
 
     What happened while it was disconnected is lost, since the server replays nothing; whoever
-    listens must ask for the state when ``reconnected`` is called.
+    listens must ask for the state when ``reconnected`` is called. While the server itself answers,
+    reconnecting is tried for ever: whoever listens can do without events for as long as it takes.
 
     Args:
         http: The server.
@@ -50,7 +52,8 @@ class EventStream:
         deliver: Called with each event; must not raise.
         broken: Called when the stream breaks.
         reconnected: Called when it is mended.
-        lost: Called once, with the last error, when it could not be mended in time.
+        lost: Called once, with the last error, when it could not be mended in time and the server
+            does not answer either.
         timing: When to give up on what.
     """
 
@@ -76,6 +79,7 @@ class EventStream:
         self._timing = timing or StreamTiming()
         self._is_connected = False
         self._was_connected = False
+        self._is_missed = False
         self._failure: Exception | None = None
         self._changed = anyio.Event()
 
@@ -85,18 +89,23 @@ class EventStream:
         return self._is_connected
 
     def __repr__(self) -> str:
-        state = "connected" if self._is_connected else "lost" if self._failure else "connecting"
+        if self._is_connected:
+            state = "connected"
+        elif self._failure is not None:
+            state = "lost"
+        else:
+            state = "missed" if self._is_missed else "connecting"
         return f"<EventStream {self.directory} {state}, {self.reconnects} reconnects>"
 
     async def wait_connected(self) -> None:
-        """Wait until events come in. Always a checkpoint.
+        """Wait until events come in, or it is plain that one must do without. Always a checkpoint.
 
         Raises:
             SessionError: The stream is lost.
             ConfigurationError: The server's configuration is wrong.
         """
         await anyio.lowlevel.checkpoint()
-        while not self._is_connected:
+        while not (self._is_connected or self._is_missed):
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
             await self._changed.wait()
@@ -107,17 +116,7 @@ class EventStream:
         deadline = anyio.current_time() + timing.window
         delay = timing.first_delay
         while True:
-            connected_at = None
-            try:
-                async with self._http.events(self.directory, silence=timing.silence) as events:
-                    async for data in events:
-                        if self._take(data):
-                            connected_at = anyio.current_time()
-            except WIRE_ERRORS as exc:
-                failure: Exception = exc
-            else:
-                # So it does when the directory's instance is thrown away.
-                failure = TransportError(f"{self._http.url} closed the event stream")
+            failure, connected_at = await self._listen()
             now = anyio.current_time()
             if self._is_connected:
                 _LOG.info("the event stream of %s broke: %s", self.directory, failure)
@@ -127,13 +126,40 @@ class EventStream:
                 deadline = now + timing.window
                 if now - connected_at > timing.longest_delay:
                     delay = timing.first_delay
-            elif now >= deadline or _is_permanent(failure):
+            elif _is_permanent(failure) or (now >= deadline and not await self._is_answering()):
                 self._failure = failure
+                self._is_missed = False
                 self._set(is_connected=False)
                 self._lost(failure)
                 return
+            elif now >= deadline and not self._is_missed:
+                _LOG.warning("no events of %s; its turns are polled: %s", self.directory, failure)
+                self._is_missed = True
+                self._set(is_connected=False)
             await anyio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
             delay = min(delay * 2, timing.longest_delay)
+
+    async def _listen(self) -> tuple[Exception, float | None]:
+        """Deliver events until they end; why they did, and when the stream opened, if it did."""
+        connected_at = None
+        silence = self._timing.silence
+        try:
+            async with self._http.events(self.directory, silence=silence) as events:
+                async for data in events:
+                    if self._take(data):
+                        connected_at = anyio.current_time()
+        except WIRE_ERRORS as exc:
+            return exc, connected_at
+        # So it does when the directory's instance is thrown away.
+        return TransportError(f"{self._http.url} closed the event stream"), connected_at
+
+    async def _is_answering(self) -> bool:
+        """Whether the server is there, although it opens no stream."""
+        try:
+            await self._http.health()
+        except WIRE_ERRORS:
+            return False
+        return True
 
     def _take(self, data: bytes) -> bool:
         """Deliver an event; whether it was the one that opens a stream."""
@@ -146,6 +172,7 @@ class EventStream:
         if isinstance(event, wire.ServerConnected):
             is_first = not self._was_connected
             self._was_connected = True
+            self._is_missed = False
             self._set(is_connected=True)
             if not is_first:
                 self.reconnects += 1

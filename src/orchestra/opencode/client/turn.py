@@ -2,7 +2,8 @@
 
 In go the server's events and, now and then, what a look at the server (a few GETs) has shown; out
 come session events, and the time of the next look. Nothing depends on an event being there once,
-in order, or at all: events make the machine quick, looks make it right.
+in order, or at all: events make the machine quick, looks make it right. While the event stream is
+down the looks come at the times of the `FallbackPoller`, which also says what to believe.
 
 ::
 
@@ -16,7 +17,7 @@ from enum import Enum
 from math import inf
 from typing import final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from orchestra.events import (
     Finished,
@@ -33,6 +34,7 @@ from orchestra.events import (
     UsageReported,
 )
 from orchestra.opencode.client import wire
+from orchestra.opencode.client.looking import FallbackPoller, Snapshot, TurnTiming
 from orchestra.opencode.client.verdict import (
     classify_error,
     classify_finish,
@@ -60,44 +62,6 @@ class TurnState(Enum):
     SETTLING = "settling"
     """It seems to be over; a look will tell."""
     FINISHED = "finished"
-
-
-@frozen(kw_only=True)
-class TurnTiming:
-    """When to look at the server although no event asks for it, in seconds.
-
-    Attributes:
-        start: After a prompt was sent and nothing was heard of it.
-        start_limit: How long a prompt may stay unheard of.
-        settle: Between looks at a session that is idle although its last message is still open.
-        settle_limit: How long that may last; then the turn counts as interrupted.
-        quiet: After the last event of a running turn: in case the one that mattered was lost.
-    """
-
-    start: float = 5.0
-    start_limit: float = 60.0
-    settle: float = 0.25
-    settle_limit: float = 2.0
-    quiet: float = 60.0
-
-
-@frozen(kw_only=True)
-class Snapshot:
-    """What a look at the server has shown.
-
-    Attributes:
-        status: What the session does; None when it is idle.
-        messages: The session's newest messages, oldest first.
-        is_whole: Whether ``messages`` is all there is.
-        children: The messages of the session's children; needed when events were lost.
-        is_status_known: Whether ``status`` was looked at.
-    """
-
-    status: wire.StatusInfo | None
-    messages: tuple[wire.Message, ...]
-    is_whole: bool
-    children: tuple[wire.Message, ...] = ()
-    is_status_known: bool = True
 
 
 @define
@@ -171,6 +135,7 @@ class TurnMachine:
         self._start_at = now + self.timing.start
         self._quiet_at = inf
         self._due_at = inf
+        self._poller = FallbackPoller(self.timing)
         self._settle_until = inf
         self._error: wire.ErrorInfo | None = None
         self._messages: dict[str, bool] = {}  # id -> whether it is a compaction's summary
@@ -194,12 +159,17 @@ class TurnMachine:
         if self.state is TurnState.FINISHED:
             return inf
         start_at = self._start_at if self.state is TurnState.SENT else inf
-        return min(self._due_at, self._quiet_at, start_at)
+        return min(self._due_at, self._quiet_at, self._poller.due_at, start_at)
 
     @property
     def needs_status(self) -> bool:
         """Whether the next look must fetch the status; an idle event has just told it otherwise."""
         return self.needs_whole or not self._is_idle_told
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether looks take the place of events, since the event stream is down."""
+        return self._poller.is_active
 
     @property
     def is_finished(self) -> bool:
@@ -273,6 +243,33 @@ class TurnMachine:
             self._texts[part_id].is_in_step = False
         self._due_at = min(self._due_at, now)
 
+    def stream_broke(self, *, now: float) -> None:
+        """Say that no events come in from here on.
+
+        Args:
+            now: The time.
+        """
+        self._poller.start(now)
+        self.lose_events(now=now)
+
+    def stream_mended(self, *, now: float) -> None:
+        """Say that events come in again; those of the meantime are lost.
+
+        Args:
+            now: The time.
+        """
+        self._poller.stop()
+        self.lose_events(now=now)
+
+    def look_failed(self, *, now: float) -> None:
+        """Say that a look has shown nothing, which tells nothing: look again.
+
+        Args:
+            now: The time.
+        """
+        self._poller.retry(now)
+        self.lose_events(now=now)
+
     def abort(self, *, now: float) -> None:
         """Say that the server was asked to abort the run.
 
@@ -285,6 +282,7 @@ class TurnMachine:
     def begin_look(self) -> None:
         """Say that a look starts now; what comes while it is under way asks for another."""
         self._due_at = self._quiet_at = self._start_at = inf
+        self._poller.begin_read()
         self._is_idle_told = False
 
     def resolve(self, snapshot: Snapshot, *, now: float, wall: float) -> list[SessionEvent]:
@@ -317,6 +315,7 @@ class TurnMachine:
             return told
         self.needs_whole = False
         self._quiet_at = now + self.timing.quiet
+        self._poller.take(snapshot, now)
         if snapshot.status is not None and snapshot.status.type != "idle":
             self._take_status(snapshot.status, wall, told)
             if self.is_aborting:
@@ -326,9 +325,17 @@ class TurnMachine:
         last = answers[-1] if answers else None
         if not snapshot.is_status_known and not _is_conclusive(last):
             self._due_at = now  # the idle event may have been an old one
+        elif self._is_unknown(last, now):
+            self.needs_whole = self._poller.is_nearly_sure
         else:
             self._judge(last, snapshot, now, told)
         return told
+
+    def _is_unknown(self, last: wire.Message | None, now: float) -> bool:
+        """Whether nobody can say yet what it means that the session is not seen at work."""
+        if last is None or self.is_aborting:
+            return False  # that has limits of its own
+        return not self._poller.believes(now, is_conclusive=_is_conclusive(last))
 
     def finish(self, reason: FinishReason, error: TurnError | None) -> list[SessionEvent]:
         """End the turn for a reason that the server does not know of.

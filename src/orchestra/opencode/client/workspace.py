@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from inspect import isawaitable
+from math import inf
 from typing import Protocol, final
 
 import anyio
@@ -95,11 +96,12 @@ class Workspace:
         self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
         self._agents: dict[str, str] = {}
         self._answered: dict[str, None] = {}
+        self._polled_at = -inf
         self.stream: EventStream = EventStream(
             http,
             directory,
             deliver=self._deliver,
-            broken=self._lose_events,
+            broken=self._break_off,
             reconnected=self._reconcile,
             lost=self.lose,
             timing=stream_timing,
@@ -264,16 +266,27 @@ class Workspace:
             self._agents[info.id] = info.agent or ""
         return root
 
-    def _lose_events(self) -> None:
+    def _break_off(self) -> None:
+        """Go on by looking, since no events come in."""
         self.is_warm = False  # the server may have been started again
         for session in self.sessions.values():
             if session.turn is not None:
-                session.turn.lose_events()
+                session.turn.stream_broke()
 
     def _reconcile(self) -> None:
         """Catch up after events were lost."""
-        self._lose_events()
+        self.is_warm = False
+        for session in self.sessions.values():
+            if session.turn is not None:
+                session.turn.stream_mended()
         self.host.spawn(self._fetch_requests)
+
+    async def poll_requests(self) -> None:
+        """Look for what agents ask, since no event tells of it; not oftener than turns look."""
+        now = anyio.current_time()
+        if now - self._polled_at >= self.turn_timing.poll:
+            self._polled_at = now
+            await self._fetch_requests()
 
     async def _fetch_requests(self) -> None:
         if not any(session.turn for session in self.sessions.values()):

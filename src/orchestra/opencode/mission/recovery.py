@@ -16,7 +16,17 @@ from attrs import define, field, frozen
 from orchestra.events import FinishReason, TurnError
 from orchestra.opencode.mission.orders import AgentAnswered
 
-__all__ = ("RULES", "Action", "ErrorClass", "Recovery", "Remedy", "Rule", "Troubles", "classify")
+__all__ = (
+    "OF_THE_AGENT",
+    "RULES",
+    "Action",
+    "ErrorClass",
+    "Recovery",
+    "Remedy",
+    "Rule",
+    "Troubles",
+    "classify",
+)
 
 _MAX_DELAY = 60.0
 _MAX_RETRY_AFTER = 600.0
@@ -99,6 +109,17 @@ RULES: Mapping[ErrorClass, Rule] = {
 }
 """One rule for every class there is."""
 
+OF_THE_AGENT = frozenset(
+    {
+        ErrorClass.BLOCKED,
+        ErrorClass.CONTEXT_OVERFLOW,
+        ErrorClass.LENGTH,
+        ErrorClass.LOOP,
+        ErrorClass.TOOL,
+    }
+)
+"""Failures that come of what the agent did: the next one is told, so that it goes another way."""
+
 _BY_REASON: Mapping[FinishReason, ErrorClass] = {
     FinishReason.LOST: ErrorClass.BACKEND_LOST,
     FinishReason.REFUSED: ErrorClass.REFUSED,
@@ -138,6 +159,9 @@ def classify(answer: AgentAnswered) -> ErrorClass:
     """
     found = _BY_REASON.get(answer.reason)
     error = answer.error
+    if answer.reason is FinishReason.BLOCKED and error is not None:
+        # A hook's word about what the agent did; about the prompt itself it is final.
+        return ErrorClass.TOOL if error.is_retryable else ErrorClass.BLOCKED
     if error is None or found is ErrorClass.BACKEND_LOST:
         return found or (
             ErrorClass.ABORTED if answer.reason is FinishReason.ABORTED else ErrorClass.UNKNOWN

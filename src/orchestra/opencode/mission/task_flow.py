@@ -46,7 +46,14 @@ from orchestra.opencode.mission.orders import (
 )
 from orchestra.opencode.mission.plain import fill_task
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskMode, TaskSpec
-from orchestra.opencode.mission.recovery import Action, ErrorClass, Recovery, Remedy, Troubles
+from orchestra.opencode.mission.recovery import (
+    OF_THE_AGENT,
+    Action,
+    ErrorClass,
+    Recovery,
+    Remedy,
+    Troubles,
+)
 from orchestra.opencode.mission.report import Receipt, TaskState
 from orchestra.opencode.mission.stagnation import Stagnation, Step, facts_of
 from orchestra.opencode.mission.tickets import Tickets
@@ -278,6 +285,9 @@ class TaskFlow:
             # The turn failed, not the work: it does not count as a round.
             self.retries += 1
             task.round -= 1
+            task.reasons.append(reason)
+            if remedy.error in OF_THE_AGENT:
+                task.sent_back = (reason,)
             self._move(task, TaskState.READY, reason)
             self._ask_worker(task, remedy.delay)
 
