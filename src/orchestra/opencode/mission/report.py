@@ -228,6 +228,7 @@ class MissionReport:
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
         evidence: What the mission did to the files; None when nobody looked.
+        receipt: What we last checked of the whole: ``seal`` when it stood; None before that.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
     """
 
@@ -244,4 +245,5 @@ class MissionReport:
     started_at: str = ""
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    receipt: Receipt | None = None
     statistics: Mapping[str, int] = field(factory=dict)

@@ -514,6 +514,7 @@ class Mission(AsyncContextManagerMixin):
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            receipt=self._machine.receipt,
             statistics={
                 "turns": self._crew.turns_finished,
                 "permissions": self._steps.permissions,
