@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import final
 
 import anyio
@@ -16,10 +15,13 @@ from orchestra.errors import BlockedError, HookError, OrchestraError
 from orchestra.events import (
     Finished,
     SessionEvent,
+    ToolCalled,
     TurnError,
     Usage,
     UsageReported,
 )
+from orchestra.opencode.mission.attribution import edited_paths
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
 from orchestra.opencode.mission.failures import as_finished
 from orchestra.opencode.mission.hook_points import (
@@ -34,7 +36,9 @@ from orchestra.opencode.mission.orders import AgentAnswered, Ask, Event, WorkSta
 from orchestra.opencode.mission.plan import MissionSettings, Role
 from orchestra.opencode.mission.report import Span
 from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
+from orchestra.opencode.mission.stagnation import digest
 from orchestra.opencode.mission.turn import Turn
+from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
 __all__ = ("Crew",)
 
@@ -48,7 +52,7 @@ class Crew:
     Args:
         mission_id: The mission; sessions carry it in their metadata.
         backend: Where the agents run.
-        directory: The workspace.
+        desks: Where each of them works.
         agents: The agent of each role.
         settings: Their ``turn_timeout`` counts.
         controller: Gives the slots of each role.
@@ -70,7 +74,7 @@ class Crew:
         mission_id: str,
         *,
         backend: SessionBackend,
-        directory: Path,
+        desks: Desks,
         agents: Mapping[Role, Agent],
         settings: MissionSettings,
         controller: ConcurrencyController,
@@ -82,7 +86,7 @@ class Crew:
     ) -> None:
         self._mission_id = mission_id
         self._backend = backend
-        self._directory = directory
+        self._desks = desks
         self._agents = agents
         self._settings = settings
         self._controller = controller
@@ -127,6 +131,7 @@ class Crew:
                 is_truncated=finished.is_truncated,
                 usage=finished.usage,
                 error=finished.error,
+                calls=digest(*turn.calls) if turn.calls else "",
             )
         )
 
@@ -139,7 +144,7 @@ class Crew:
             return turn.cut_off(TurnError(name="TimeoutError", message=message))
         except BlockedError as exc:
             return evolve(as_finished(exc, turn.session_id), usage=turn.usage)
-        except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
+        except (OrchestraError, OSError, anyio.ClosedResourceError, WorkplaceError) as exc:
             return as_finished(exc, turn.session_id)
         except Exception as exc:  # noqa: BLE001  (logged, without secrets)
             self._log_exception("the backend failed in a way its contract does not know")
@@ -175,7 +180,7 @@ class Crew:
     async def _open(self, ask: Ask) -> Session:
         return await self._backend.open(
             self._agents[ask.role],
-            directory=self._directory,
+            directory=self._desks.directory_of(ask),
             title=ask.name,
             metadata={
                 "mission": self._mission_id,
@@ -190,6 +195,10 @@ class Crew:
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
+        async with self._desks.working(ask) as place:
+            return await self._send(ask, turn, prompt.message, place)
+
+    async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
         session = self._sessions.get(ask.session)
         if session is None:
             session = self._sessions[ask.session] = await self._open(ask)
@@ -199,15 +208,22 @@ class Crew:
         )
         self.turns_running += 1
         try:
-            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed())
-            return await session.prompt(prompt.message, listener=listener)
+            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed(), place)
+            return await session.prompt(message, listener=listener)
         finally:
             self.turns_running -= 1
             self.turns_finished += 1
 
-    def _on_session_event(self, ask: Ask, turn: Turn, feed: TextFeed, event: SessionEvent) -> None:
+    def _on_session_event(
+        self, ask: Ask, turn: Turn, feed: TextFeed, place: Workplace | None, event: SessionEvent
+    ) -> None:
         if isinstance(event, UsageReported):
             turn.usage += event.usage
+        elif isinstance(event, ToolCalled):
+            turn.note_call(event)
+            if place is not None:
+                for path in edited_paths(event):
+                    place.on_edit(path)
         for part in feed.take(event):
             told = self._hooks.call(
                 SESSION_EVENT, SessionTold(role=ask.role, task_id=ask.task_id, event=part)

@@ -28,10 +28,10 @@ from orchestra import (
 )
 from orchestra.errors import BlockedError, HookError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
-from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.checks import Checks
 from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
-    CommandFinished,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -50,11 +50,10 @@ from orchestra.opencode.mission.orders import (
     CheckPlan,
     CloseSession,
     Command,
+    Discard,
     Event,
     Finish,
-    GatesFinished,
     Integrate,
-    Integrated,
     Order,
     PlanChecked,
     PlanMade,
@@ -62,22 +61,20 @@ from orchestra.opencode.mission.orders import (
     StopRequested,
     TaskMoved,
     Warn,
-    WorkStarted,
 )
+from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import (
-    CommandResult,
     Evidence,
     MissionOutcome,
     MissionReport,
-    Receipt,
-    Span,
     TaskState,
 )
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.mission.transitions import OVER
 
 __all__ = ("Mission",)
 
@@ -145,10 +142,11 @@ class Mission(AsyncContextManagerMixin):
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
             backend=backend,
-            directory=self._directory,
+            desks=self._desks,
             agents=team,
             settings=self._settings,
             controller=self._controller,
@@ -157,6 +155,16 @@ class Mission(AsyncContextManagerMixin):
             now=self._now,
             post=self._post,
             publish=self._publish,
+        )
+        self._checks = Checks(
+            self._desks,
+            workspace=self._directory,
+            settings=self._settings,
+            controller=self._controller,
+            scrubber=self._scrubber,
+            now=self._now,
+            publish=self._publish,
+            warn=self._warn,
         )
         self._witness = Witness(
             self._directory,
@@ -167,7 +175,6 @@ class Mission(AsyncContextManagerMixin):
         self._ledger: Ledger  # on entering, when there is a store
         self._subscriptions = Subscriptions()
         self._listener = listener
-        self._timeline: list[Span] = []
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
         self._is_todo_stale = anyio.Event()
@@ -268,6 +275,13 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._ledger = self._open_ledger(store)
+            self._desks.places = Places(
+                self._directory,
+                store.namespace(self._id),
+                skipped=[self._settings.todo_file or ""],
+                is_watched=self._settings.has_evidence,
+            )
+            await stack.enter_async_context(self._checks)
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -295,6 +309,9 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
+                if problem := await self._desks.begin():
+                    stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
+                    commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands)
                     for command in commands:
@@ -314,6 +331,8 @@ class Mission(AsyncContextManagerMixin):
                         await self._record(self._machine.handle(stop))
                     await self._write_todo()
                     evidence = None if finish is None else await self._witness.end()
+                    await self._desks.places.aclose()
+                    self._tell_of_places()
                 for warning in self._witness.warnings:
                     self._warn(warning)
                 if finish is not None:
@@ -356,18 +375,22 @@ class Mission(AsyncContextManagerMixin):
             return [*commands, *self._machine.handle(stop)]
         return commands
 
-    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
         if isinstance(command, Order):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
         elif isinstance(command, Cancel):
-            if (scope := self._scopes.get(command.ticket)) is not None:
-                scope.cancel()
+            if (unwanted := self._scopes.get(command.ticket)) is not None:
+                unwanted.cancel()
         elif isinstance(command, CloseSession):
             if (session := self._crew.find(command.session)) is not None:
                 work.start_soon(self._crew.close, session)
+        elif isinstance(command, Discard):
+            work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
+            if command.state in OVER - {TaskState.ACCEPTED}:
+                work.start_soon(self._desks.leave, command.task_id)
             self._publish(
                 TaskChanged(
                     at=self._now(),
@@ -396,11 +419,16 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, CheckPlan):
                     await self._check_plan(order)
                 elif isinstance(order, RunGates):
-                    await self._run_gates(order)
+                    self._post(await self._checks.run(order))
+                    self._tell_of_places()
                 elif isinstance(order, Integrate):
-                    self._post(Integrated(ticket=order.ticket))
+                    self._post(await self._desks.integrate(order))
+                    self._tell_of_places()
                 else:
                     self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+        except StoreError as exc:
+            reason = f"the mission's state cannot be written: {exc}"
+            self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
 
@@ -417,38 +445,6 @@ class Mission(AsyncContextManagerMixin):
             self._scrubber.log_exception(_logger, "a hook failed at a plan")
             problem = str(exc)
         self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
-
-    async def _run_gates(self, order: RunGates) -> None:
-        queued = self._now()
-        results = [
-            CommandResult(argv=argv, refusal="it is not on the mission's allow list")
-            for argv in order.refused
-        ]
-        async with self._controller.lease("acceptance"):
-            started = self._now()
-            self._post(WorkStarted(ticket=order.ticket))
-            for argv in order.commands:
-                result = await run_acceptance(
-                    argv, directory=self._directory, settings=self._settings
-                )
-                result = self._scrubber.value(result)
-                results.append(result)
-                self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
-        is_failed = any(result.is_failed for result in results)
-        if order.commands:
-            self._timeline.append(
-                Span(
-                    name="acceptance",
-                    task_id=order.task_id,
-                    round=order.round,
-                    queued=queued,
-                    started=started,
-                    ended=self._now(),
-                    outcome="failed" if is_failed else "done",
-                )
-            )
-        receipt = Receipt(stage=order.stage, commands=tuple(results))
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
 
     # --- files, clock ---
 
@@ -477,6 +473,11 @@ class Mission(AsyncContextManagerMixin):
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
         while self._ledger.warnings:
             self._warn(self._ledger.warnings.pop())
+
+    def _tell_of_places(self) -> None:
+        warnings = self._desks.places.warnings
+        while warnings:
+            self._warn(warnings.pop(0))
 
     def _now(self) -> float:
         return anyio.current_time() - self._started
@@ -507,7 +508,9 @@ class Mission(AsyncContextManagerMixin):
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
             timeline=tuple(
-                sorted((*self._timeline, *self._crew.timeline), key=lambda span: span.started)
+                sorted(
+                    (*self._checks.timeline, *self._crew.timeline), key=lambda span: span.started
+                )
             ),
             usage=self._crew.usage,
             elapsed=self._now(),

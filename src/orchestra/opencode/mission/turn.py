@@ -6,11 +6,12 @@ from contextlib import suppress
 
 from attrs import define, field
 
-from orchestra.events import Finished, FinishReason, TurnError, Usage
+from orchestra.events import Finished, FinishReason, ToolCalled, ToolStatus, TurnError, Usage
 from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.orders import Ask
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import Span
+from orchestra.opencode.mission.stagnation import digest
 
 __all__ = ("Turn",)
 
@@ -25,6 +26,7 @@ class Turn:
         session_id: The session it runs in; empty before there is one.
         usage: What it has consumed so far.
         finished: Its end, once there is one.
+        calls: The tool calls that it has made, each as a digest.
     """
 
     queued: float
@@ -32,6 +34,16 @@ class Turn:
     session_id: str = ""
     usage: Usage = field(factory=Usage)
     finished: Finished | None = None
+    calls: list[str] = field(factory=list)
+
+    def note_call(self, call: ToolCalled) -> None:
+        """Take note of a tool call, once it has ended.
+
+        Args:
+            call: What the session told.
+        """
+        if call.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
+            self.calls.append(digest(call.tool, repr(sorted(call.input.items()))))
 
     def cut_off(self, error: TurnError | None = None) -> Finished:
         """Return the end of a turn that was not let come to one of its own.

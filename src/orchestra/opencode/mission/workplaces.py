@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import anyio.lowlevel
 from attrs import field, frozen
 
 __all__ = ("Change", "Taken", "Workplace", "WorkplaceError", "Workplaces")
@@ -87,6 +88,18 @@ class Workplace(ABC):
         A checkpoint.
         """
 
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file held before the task changed it; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the directory.
+        """
+        del path
+        await anyio.lowlevel.checkpoint()
+        return None
+
     @abstractmethod
     async def integrate(self, tree: str) -> Taken:
         """Take the change over into the workspace, if it still is what was checked. A checkpoint.
@@ -110,8 +123,8 @@ class Workplaces(ABC):
 
     @property
     @abstractmethod
-    def warnings(self) -> Sequence[str]:
-        """What should be known of strays and other oddities, in order."""
+    def warnings(self) -> list[str]:
+        """What should be known of strays and other oddities, in order; whoever tells it empties it."""
 
     @abstractmethod
     async def begin(self) -> None:
@@ -150,8 +163,22 @@ class Workplaces(ABC):
         """
 
     @abstractmethod
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """Say that one of the mission's own commands is at work in the workspace."""
+
+    @abstractmethod
     async def whole(self) -> Change:
         """Tell what the whole mission has changed in the workspace since it began. A checkpoint."""
+
+    @abstractmethod
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file of the workspace held at first; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the workspace.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
