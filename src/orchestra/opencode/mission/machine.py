@@ -493,11 +493,12 @@ class MissionMachine:
         step = self._stagnation.observe(
             Facts(tree=digest(tree, *trees), evidence=digest(reason), state=digest(states))
         )
+        is_last = self._planning.iteration >= self._settings.loop.iterations
         if self._given is not None:  # a plan that was given is never made anew
             self._fail(reason)
-        elif step is Step.STOP:
+        elif step is Step.STOP or (is_last and step is not Step.NONE):
             self._fail(f"stagnation: plans change nothing any more; {reason}")
-        elif self._planning.iteration >= self._settings.loop.iterations:
+        elif is_last:
             self._fail(reason)
         else:
             self._phase = Phase.PLANNING
