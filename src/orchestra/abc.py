@@ -7,9 +7,10 @@ that the built-in backends pass too; a store by `orchestra.testing.check_store`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ import anyio
 import anyio.lowlevel
 from attrs import field, frozen, validators
 
+from orchestra.errors import SessionLostError
 from orchestra.events import Finished, PermissionReply, PermissionRequest, SessionEvent
 from orchestra.storage import Codec, MVCCStore, Reader, Snapshot, Transaction
 
@@ -83,12 +85,17 @@ class Agent:
         prompt: The agent's standing instructions (system text). Empty: the backend's own.
         model: ``provider/model``. None: the backend's own default.
         permissions: What the agent may do, last match wins. Empty: the backend's own.
+        subagent_depth: How many generations of sessions below its own an agent may start by means
+            of its backend; deeper ones are aborted. None: the backend's own limit.
     """
 
     name: str = field(validator=validators.and_(validators.instance_of(str), validators.min_len(1)))
     prompt: str = field(default="", kw_only=True)
     model: str | None = field(default=None, kw_only=True)
     permissions: tuple[PermissionRule, ...] = field(default=(), kw_only=True)
+    subagent_depth: int | None = field(
+        default=None, kw_only=True, validator=validators.optional(validators.ge(0))
+    )
 
 
 @frozen(kw_only=True)
@@ -111,7 +118,7 @@ class BackendStatistics:
 class Session(ABC):
     """A conversation with one agent in one working directory, one prompt at a time.
 
-    Sessions come from `SessionBackend.open` only.
+    Sessions come from `SessionBackend.open` and `SessionBackend.reopen` only.
     """
 
     @property
@@ -119,8 +126,17 @@ class Session(ABC):
     def id(self) -> str:
         """The session's id, unique within its backend."""
 
+    def new_prompt_id(self) -> str:
+        """Return an id for the next prompt, to be written down before it is sent. Never blocks.
+
+        A backend whose prompt ids have a form of their own returns one of those.
+        """
+        return f"prompt_{token_hex(12)}"
+
     @abstractmethod
-    def stream(self, prompt: str) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+    def stream(
+        self, prompt: str, *, prompt_id: str | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
         """Send one prompt and iterate over what comes of it: a *turn*.
 
         ::
@@ -142,11 +158,16 @@ class Session(ABC):
           the `UsageReported` sum is ``Finished.usage``.
         * No request of the agent (permission, question) may hang the turn: it is answered by the
           backend's policy, and the answer is told.
+        * A prompt is sent once. Under an id that this session knows already nothing is sent: the
+          turn that runs under it is followed to its end, and of one that is over the end is told
+          again, with the same reason and text (an end that nobody recorded, for the backend was
+          killed, is INTERRUPTED). What came before the end may be told again or be left out.
 
         Entering the block and every step of the iteration are checkpoints.
 
         Args:
             prompt: What the agent shall do; not empty.
+            prompt_id: Names the prompt, from `new_prompt_id`; None: a new one. `Started` tells it.
 
         Raises:
             ValueError: The prompt is empty.
@@ -155,13 +176,18 @@ class Session(ABC):
         """
 
     async def prompt(
-        self, prompt: str, *, listener: Callable[[SessionEvent], object] | None = None
+        self,
+        prompt: str,
+        *,
+        listener: Callable[[SessionEvent], object] | None = None,
+        prompt_id: str | None = None,
     ) -> Finished:
         """Send one prompt and wait for its end. Always a checkpoint.
 
         Args:
             prompt: What the agent shall do; not empty.
             listener: Called with each event, the last one included; what it raises ends the turn.
+            prompt_id: As for `stream`.
 
         Returns:
             The last event of the turn. A turn that did not end well does not raise; look at
@@ -172,7 +198,7 @@ class Session(ABC):
             anyio.BusyResourceError: A prompt of this session is already running.
             anyio.ClosedResourceError: The session has been closed.
         """
-        async with self.stream(prompt) as events:
+        async with self.stream(prompt, prompt_id=prompt_id) as events:
             async for event in events:
                 if listener is not None:
                     listener(event)
@@ -236,6 +262,14 @@ class Session(ABC):
             ServerError: The backend answered with an error.
         """
         await anyio.lowlevel.checkpoint()
+
+    async def detach(self) -> None:
+        """Let go of the session and leave it, and what runs in it, as it is. Always a checkpoint.
+
+        For sessions that somebody else goes on with, after `SessionBackend.reopen`. Here it counts
+        as closed. Where nobody else could reach it, it is closed indeed.
+        """
+        await self.aclose()
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -304,6 +338,71 @@ class SessionBackend(ABC):
             NotADirectoryError: ``directory`` does not exist or is not a directory.
             anyio.ClosedResourceError: The backend has not been entered, or has been left.
         """
+
+    async def reopen(
+        self,
+        session_id: str,
+        agent: Agent | str,
+        *,
+        directory: Path,
+    ) -> Session:
+        """Return a session that was opened earlier, perhaps by a process that is gone; a checkpoint.
+
+        One that is open here is returned itself. What runs in it goes on: `Session.stream` with
+        the running prompt's id follows it, `Session.aclose` ends it.
+
+        Args:
+            session_id: `Session.id`.
+            agent: As for `open`; whom it was opened for.
+            directory: As for `open`; where it was opened.
+
+        Raises:
+            SessionLostError: The session is not there any more; so it is where sessions do not
+                outlive their process.
+            AgentNotFoundError: As for `open`; and everything else that it raises.
+        """
+        del agent, directory
+        await anyio.lowlevel.checkpoint()
+        raise SessionLostError(
+            f"the {self.name} backend does not keep session {session_id}; open a new one"
+        )
+
+    async def find_sessions(
+        self,
+        metadata: Mapping[str, str],  # noqa: ARG002  (as in `prewarm`)
+        *,
+        directory: Path,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        """Return the ids of a directory's sessions that carry these metadata; a checkpoint.
+
+        For closing what a process that is gone has left behind. Where sessions do not outlive
+        their process, none need be found.
+
+        Args:
+            metadata: What `open` was given; a session may carry more.
+            directory: As for `open`.
+
+        Raises:
+            TransportError: The backend cannot be reached; and everything else that `open` raises.
+        """
+        await anyio.lowlevel.checkpoint()
+        return ()
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions that are not known to do nothing. Always a checkpoint.
+
+        This is the proof that what was cancelled has ended, so it must come from where the agents
+        run: a session also counts as busy while one that it has started itself is. Sessions that
+        were closed may be asked about. Here: all of them as long as any turn of the backend runs.
+
+        Args:
+            session_ids: `Session.id` of sessions that were opened here.
+
+        Raises:
+            SessionError: Nobody can tell.
+        """
+        await anyio.lowlevel.checkpoint()
+        return frozenset(session_ids) if self.statistics().turns_running else frozenset()
 
     @asynccontextmanager
     async def lease(

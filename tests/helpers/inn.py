@@ -36,7 +36,10 @@ class Guest(Session):
     def id(self) -> str:
         return f"guest_{self.number}"
 
-    def stream(self, prompt: str) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+    def stream(
+        self, prompt: str, *, prompt_id: str | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+        assert prompt_id is None
         return self._stream(prompt)
 
     @asynccontextmanager

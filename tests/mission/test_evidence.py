@@ -16,6 +16,7 @@ from orchestra import EmbeddedBackend, Turn, WorkStealingPool
 from orchestra.opencode import Evidence, MissionSettings, Plan, TaskSpec, read_task, run_mission
 from orchestra.opencode.mission import evidence as evidence_module
 from orchestra.opencode.mission.evidence import Tree, Witness, WorkspaceWatch
+from orchestra.opencode.mission.plan import GateSettings
 
 SECRETS = {
     "-----BEGIN RSA PRIVATE KEY-----\n" + "a1B2" * 16: "a private key",
@@ -275,4 +276,6 @@ async def test_a_mission_reports_its_evidence(tmp_path: Path) -> None:
     assert found is not None
     assert found.added == ("a.py",)
     assert any("a.py:1: it does not parse" in warning for warning in warnings)
-    assert await run(evolve(rules, has_evidence=False)) == (None, ())
+    (tmp_path / "a.py").unlink()
+    gates = GateSettings(unparsed=("*.py",))
+    assert await run(evolve(rules, has_evidence=False, gates=gates)) == (None, ())

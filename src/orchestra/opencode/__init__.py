@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
+        GateSettings,
         LoopLimits,
         MissionSettings,
         Plan,
@@ -86,6 +87,7 @@ __all__ = (
     "EventsDropped",
     "Evidence",
     "Finding",
+    "GateSettings",
     "LoopLimits",
     "Mission",
     "MissionEvent",
@@ -144,6 +146,7 @@ _HOMES = {
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
+    "GateSettings": "orchestra.opencode.mission.plan",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",

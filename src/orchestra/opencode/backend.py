@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, final
@@ -32,6 +32,7 @@ from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
 from orchestra.opencode.client.workspace import Workspace
+from orchestra.opencode.toasts import Toast
 
 __all__ = ("OpenCodeBackend",)
 
@@ -295,7 +296,7 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
                 metadata=metadata or {},
             )
             session = OpenCodeSession(workspace, info.id, agent=agent.name, template=template)
-            workspace.add(session)
+            workspace.add(session, metadata=metadata or {}, subagent_depth=agent.subagent_depth)
             self._opened += 1
         try:
             await anyio.lowlevel.checkpoint()
@@ -305,6 +306,91 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
                 await session.aclose()
             raise
         return session
+
+    async def reopen(self, session_id: str, agent: Agent | str, *, directory: Path) -> Session:
+        """Return a session that the server has kept; see `SessionBackend.reopen`.
+
+        Args:
+            session_id: The server's id of it.
+            agent: Whom it was opened for; its prompts go to this agent.
+            directory: Where it was opened.
+        """
+        await anyio.lowlevel.checkpoint()
+        http = self._check_open()
+        agent = Agent(agent) if isinstance(agent, str) else agent
+        workspace = await self._enter_workspace(directory)
+        template, _ = await self._catalogs[workspace.directory].prepare(
+            agent, self._agents.get(agent.name), self._model
+        )
+        info = await http.session(session_id)
+        self._check_open()
+        session = workspace.sessions.get(session_id)
+        if session is None:
+            session = OpenCodeSession(
+                workspace, session_id, agent=agent.name, template=template, is_new=False
+            )
+            workspace.add(
+                session, metadata=info.metadata or {}, subagent_depth=agent.subagent_depth
+            )
+            self._opened += 1
+        return session
+
+    async def find_sessions(
+        self, metadata: Mapping[str, str], *, directory: Path
+    ) -> tuple[str, ...]:
+        """Return the server's sessions with these metadata; see `SessionBackend.find_sessions`.
+
+        Args:
+            metadata: What they carry.
+            directory: Where they were opened.
+        """
+        await anyio.lowlevel.checkpoint()
+        workspace = await self._enter_workspace(directory)
+        infos = await workspace.http.sessions(workspace.directory)
+        return tuple(
+            info.id
+            for info in infos
+            if info.directory == workspace.directory
+            and metadata.items() <= (info.metadata or {}).items()
+        )
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions that the server calls busy; see `SessionBackend.find_busy`.
+
+        A server of our own that has ended does nothing any more.
+
+        Args:
+            session_ids: The server's ids of them.
+        """
+        await anyio.lowlevel.checkpoint()
+        if self._failure is not None:
+            return frozenset()
+        busy: frozenset[str] = frozenset()
+        for workspace in tuple(self._workspaces.values()):
+            busy |= await workspace.find_busy(session_ids)
+        return busy
+
+    async def show_toast(self, toast: Toast, *, directory: Path) -> None:
+        """Show a line in every OpenCode interface that is attached there. A checkpoint.
+
+        The server does not tell whether anybody looks.
+
+        Args:
+            toast: The line.
+            directory: Whose interfaces.
+
+        Raises:
+            SessionError: The server cannot be reached, or refuses.
+        """
+        await anyio.lowlevel.checkpoint()
+        place = await anyio.Path(directory).resolve()
+        await self._check_open().show_toast(
+            str(place),
+            title=toast.title,
+            message=toast.message,
+            variant=toast.variant,
+            duration=toast.duration,
+        )
 
     async def prewarm(self, directory: Path) -> None:
         """Make the server load what the directory needs; see `SessionBackend.prewarm`.

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -28,7 +28,7 @@ from orchestra.abc import (
     deny_all,
 )
 from orchestra.background import background_tasks
-from orchestra.errors import AgentNotFoundError
+from orchestra.errors import AgentNotFoundError, SessionLostError
 from orchestra.events import (
     Finished,
     FinishReason,
@@ -195,6 +195,7 @@ class Turn:
             permission=permission,
             patterns=patterns,
             metadata=dict(metadata or {}),
+            session_metadata=self.metadata,
         )
         reply = self._policy(request)
         if inspect.isawaitable(reply):
@@ -258,6 +259,8 @@ class _Host:
         self.opened = 0
         self.running: int = 0
         self.ended: int = 0
+        self.threads: dict[object, str] = {}
+        """The session of each thread that is at work, also of those that were given up."""
         self._tasks = tasks
         self._thread_grace = thread_grace
 
@@ -279,9 +282,11 @@ class _Host:
         def work() -> tuple[Any]:  # trio refuses a coroutine that is not wrapped
             nonlocal is_started
             is_started = True
+            self.threads[done] = turn.session_id
             try:
                 return (None if is_given_up else call(turn),)
             finally:
+                del self.threads[done]
                 done.set()
 
         try:
@@ -298,6 +303,27 @@ class _Host:
                     )
             raise
         return answer
+
+
+class _Replay:
+    """Tells again how a turn ended that is over."""
+
+    def __init__(self, prompt_id: str, end: Finished) -> None:
+        name = end.session_id
+        self._events: list[SessionEvent] = [end, Started(session_id=name, prompt_id=prompt_id)]
+        if end.text:
+            self._events.insert(1, TextReceived(session_id=name, text=end.text))
+        if end.usage != Usage():
+            self._events.insert(1, UsageReported(session_id=name, usage=end.usage))
+
+    def __aiter__(self) -> _Replay:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        await anyio.lowlevel.checkpoint()
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.pop()
 
 
 class _EmbeddedSession(Session):
@@ -320,6 +346,7 @@ class _EmbeddedSession(Session):
         self._prompts = 0
         self._turns = 0
         self._run: _Run | None = None
+        self._ends: dict[str, Finished] = {}  # of prompts that were named
         self._is_closed = False
 
     @property
@@ -331,17 +358,24 @@ class _EmbeddedSession(Session):
         return self._run is not None
 
     @asynccontextmanager
-    async def stream(self, prompt: str) -> AsyncIterator[AsyncIterator[SessionEvent]]:
+    async def stream(
+        self, prompt: str, *, prompt_id: str | None = None
+    ) -> AsyncIterator[AsyncIterator[SessionEvent]]:
         if not prompt:
             raise ValueError("the prompt is empty: say what the agent shall do")
         if self._is_closed:
             raise anyio.ClosedResourceError(f"session {self._id} is closed: open a new one")
         if self._run is not None:
             raise anyio.BusyResourceError(f"using session {self._id}")
+        if prompt_id is not None and (end := self._ends.get(prompt_id)) is not None:
+            await anyio.lowlevel.checkpoint()
+            yield _Replay(prompt_id, end)
+            return
         self._prompts += 1
         self._turns += 1
         send, receive = anyio.create_memory_object_stream[SessionEvent](_BUFFER)
-        send.send_nowait(Started(session_id=self._id, prompt_id=f"{self._id}.{self._prompts}"))
+        name = prompt_id or f"{self._id}.{self._prompts}"
+        send.send_nowait(Started(session_id=self._id, prompt_id=name))
         run = self._run = _Run(receive)
         record = _Record(self._id, send)
         self.host.start(self._work, run, Turn(self, prompt, self._turns, record), record)
@@ -353,6 +387,8 @@ class _EmbeddedSession(Session):
             run.close()
             with anyio.CancelScope(shield=True):
                 await run.idle.wait()
+            if prompt_id is not None and run.finished is not None:
+                self._ends[prompt_id] = run.finished
 
     async def _work(self, run: _Run, turn: Turn, record: _Record) -> None:
         run.finished = record.finish(FinishReason.ABORTED)
@@ -412,6 +448,7 @@ class _EmbeddedSession(Session):
         await anyio.lowlevel.checkpoint()
         if self._is_closed or self._run is not None:
             return False
+        self._ends.clear()
         self.memory = {}  # a new one: a thread that was given up may still write into the old one
         self._turns = 0
         return True
@@ -539,6 +576,41 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
         host.sessions[session.id] = session
         host.opened += 1
         return session
+
+    async def reopen(self, session_id: str, agent: Agent | str, *, directory: Path) -> Session:
+        del agent, directory
+        await anyio.lowlevel.checkpoint()
+        session = self._host.sessions.get(session_id) if self._host is not None else None
+        if session is None:
+            raise SessionLostError(
+                f"the embedded backend has no session {session_id}: its sessions end with their "
+                "process; open a new one"
+            )
+        return session
+
+    async def find_sessions(
+        self, metadata: Mapping[str, str], *, directory: Path
+    ) -> tuple[str, ...]:
+        await anyio.lowlevel.checkpoint()
+        return tuple(
+            session.id
+            for session in (self._host.sessions.values() if self._host is not None else ())
+            if session.directory == directory and metadata.items() <= session.metadata.items()
+        )
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those that have a turn under way, or a thread that was left to itself.
+
+        Args:
+            session_ids: The sessions.
+        """
+        await anyio.lowlevel.checkpoint()
+        host = self._host
+        if host is None:
+            return frozenset()
+        busy = {session.id for session in host.sessions.values() if session.is_busy}
+        busy.update(tuple(host.threads.values()))
+        return frozenset(busy & frozenset(session_ids))
 
     def statistics(self) -> BackendStatistics:
         host = self._host

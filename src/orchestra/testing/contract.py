@@ -22,7 +22,7 @@ from typing import TypeAlias
 import anyio
 
 from orchestra.abc import Agent, Session, SessionBackend
-from orchestra.errors import AgentNotFoundError
+from orchestra.errors import AgentNotFoundError, SessionLostError
 from orchestra.events import (
     Finished,
     FinishReason,
@@ -412,6 +412,83 @@ async def check_prewarm(backend: SessionBackend, directory: Path) -> None:
         await _expect_echo(session)
 
 
+async def check_prompt_ids(backend: SessionBackend, directory: Path) -> None:
+    """Under an id that is known nothing is sent, and how the turn ended is told again."""
+    async with backend.lease("echo", directory=directory) as session:
+        first, second = session.new_prompt_id(), session.new_prompt_id()
+        _expect(first and first != second, f"two prompt ids are {first!r} and {second!r}")
+        for prompt_id, text in ((first, "one"), (second, "two")):
+            ends = []
+            for words in (text, "this must not be sent"):
+                async with session.stream(words, prompt_id=prompt_id) as stream:
+                    events = [event async for event in stream]
+                begun, finished = events[0], events[-1]
+                if not isinstance(begun, Started) or not isinstance(finished, Finished):
+                    raise AssertionError(  # noqa: TRY004  (a check that failed)
+                        f"a turn goes from {begun!r} to {finished!r}"
+                    )
+                _expect(begun.prompt_id == prompt_id, f"{prompt_id} is told as {begun.prompt_id}")
+                ends.append((finished.reason, finished.text))
+            _expect(ends[0] == ends[1], f"{prompt_id} ended as {ends[0]}, and again as {ends[1]}")
+            _expect(text in ends[0][1], f"the answer {ends[0][1]!r} lacks {text!r}")
+        again = await session.prompt("not this either", prompt_id=first)
+        _expect("one" in again.text, f"the earlier prompt's answer has become {again.text!r}")
+        await _expect_echo(session)
+
+
+async def check_reopen(backend: SessionBackend, directory: Path) -> None:
+    """A session that is open can be had again; one that was closed is lost."""
+    session = await backend.open("echo", directory=directory)
+    again = await backend.reopen(session.id, "echo", directory=directory)
+    _expect(again.id == session.id, f"session {session.id} was reopened as {again.id}")
+    await _expect_echo(again)
+    await again.aclose()
+    try:
+        await backend.reopen(session.id, "echo", directory=directory)
+    except SessionLostError:
+        pass
+    else:
+        raise AssertionError("a closed session was reopened")
+
+
+async def check_find(backend: SessionBackend, directory: Path) -> None:
+    """Sessions that are found by their metadata are those that carry them, and are open."""
+    metadata = {"mission": "found", "task": "a"}
+    async with (
+        backend.lease("echo", directory=directory, metadata=metadata) as session,
+        backend.lease("echo", directory=directory, metadata={"mission": "other"}),
+    ):
+        for wanted in ({"mission": "found"}, metadata):
+            found = await backend.find_sessions(wanted, directory=directory)
+            _expect(set(found) <= {session.id}, f"{found} were found, not {session.id}")
+    left = await backend.find_sessions(metadata, directory=directory)
+    _expect(not left, f"the closed sessions {left} were found")
+
+
+async def check_detach(backend: SessionBackend, directory: Path) -> None:
+    """A detached session takes no prompts here, and its running turn ends."""
+    session = await backend.open("slow", directory=directory)
+    ends: list[Finished | None] = []
+    seen = anyio.Event()
+
+    async def run() -> None:
+        ends.append(await _first_text(session, "work", seen))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await seen.wait()
+        await session.detach()
+    _expect(ends and ends[0] is not None, "the turn of a detached session does not end")
+    try:
+        async with session.stream("too late"):
+            raise AssertionError("a detached session took a prompt")
+    except anyio.ClosedResourceError:
+        pass
+    for left in await backend.find_sessions({}, directory=directory):
+        if left == session.id:
+            await (await backend.reopen(left, "slow", directory=directory)).aclose()
+
+
 SESSION_CHECKS: tuple[SessionCheck, ...] = (
     check_answer,
     check_agent_object,
@@ -433,6 +510,10 @@ SESSION_CHECKS: tuple[SessionCheck, ...] = (
     check_reset,
     check_relabel,
     check_prewarm,
+    check_prompt_ids,
+    check_reopen,
+    check_find,
+    check_detach,
 )
 
 

@@ -168,6 +168,13 @@ class HttpClient:
         """One session."""
         return await self._get(f"/session/{session_id}", wire.SessionInfo)
 
+    async def sessions(self, directory: str) -> tuple[wire.SessionInfo, ...]:
+        """The sessions of a directory that nobody else has started, at most 10,000."""
+        data = await self._call(
+            "GET", "/session", directory, params={"limit": 10_000, "roots": "true"}
+        )
+        return self._read_as(tuple[wire.SessionInfo, ...], data, "GET", "/session")
+
     async def children(self, session_id: str) -> tuple[wire.SessionInfo, ...]:
         """The sessions that a session has started."""
         return await self._get(f"/session/{session_id}/children", tuple[wire.SessionInfo, ...])
@@ -223,6 +230,18 @@ class HttpClient:
         body = {"answers": [list(answer) for answer in answers]}
         await self._call("POST", f"/question/{request_id}/reply", directory, body)
 
+    async def show_toast(
+        self, directory: str, *, title: str, message: str, variant: str, duration: float
+    ) -> None:
+        """Show a line to whoever has a terminal interface open on the directory."""
+        body = {
+            "title": title,
+            "message": message,
+            "variant": variant,
+            "duration": int(duration * 1000),
+        }
+        await self._call("POST", "/tui/show-toast", directory, body, attempts=1)
+
     async def reject_question(self, directory: str, request_id: str) -> None:
         """Turn a question down; that ends the run."""
         await self._call("POST", f"/question/{request_id}/reject", directory)
@@ -246,7 +265,7 @@ class HttpClient:
         directory: str | None,
         body: Mapping[str, object] | None = None,
         *,
-        params: Mapping[str, int] | None = None,
+        params: Mapping[str, int | str] | None = None,
         attempts: int = _ATTEMPTS,
     ) -> bytes:
         headers = _headers(directory)

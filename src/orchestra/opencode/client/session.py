@@ -24,6 +24,7 @@ from orchestra.events import Finished, FinishReason, SessionEvent, Started, Turn
 from orchestra.opencode.client import wire
 from orchestra.opencode.client.http import WIRE_ERRORS
 from orchestra.opencode.client.outbox import Outbox
+from orchestra.opencode.client.resuming import find_prompt
 from orchestra.opencode.client.turn import VAIN_STEPS, Snapshot, TurnMachine
 from orchestra.opencode.client.verdict import interrupted
 
@@ -41,6 +42,7 @@ _ABORT_LIMIT = 10.0
 _CLOSE_LIMIT = 20.0
 """Seconds that closing may take."""
 _RETRY_DELAY = 0.5
+_OCCUPIED = "the session is at work on somebody else's prompt"
 _SOUND = {
     FinishReason.DONE,
     FinishReason.STOPPED,
@@ -61,6 +63,7 @@ class OpenCodeSession(Session):
         session_id: The server's id of it.
         agent: The agent's name, for people.
         template: What every prompt's body has in common.
+        is_new: Whether it was opened just now, so that nothing was ever said in it.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class OpenCodeSession(Session):
         *,
         agent: str,
         template: Mapping[str, object],
+        is_new: bool = True,
     ) -> None:
         self.agent = agent
         self._id = session_id
@@ -79,7 +83,8 @@ class OpenCodeSession(Session):
         self._turn: Turn | None = None
         self.is_sound: bool = True
         """Whether no turn of it ended in a way that leaves it in doubt."""
-        self._is_empty = True
+        self._is_empty = is_new
+        self._is_new = is_new
         self._is_resetting = False
         self._closing: anyio.Event | None = None
 
@@ -101,16 +106,27 @@ class OpenCodeSession(Session):
             state = "idle" if self.turn is None else repr(self.turn)
         return f"<OpenCodeSession {self._id} {self.agent!r} {state}>"
 
-    def stream(self, prompt: str) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
+    def new_prompt_id(self) -> str:
+        """Return an id in the server's form, by which prompts are in the order of time."""
+        return self._workspace.make_id("msg")
+
+    def stream(
+        self, prompt: str, *, prompt_id: str | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[SessionEvent]]:
         """Send one prompt and iterate over what comes of it; see `Session.stream`.
+
+        With an id, the server is asked first whether it has the prompt.
 
         Args:
             prompt: What the agent shall do; not empty.
+            prompt_id: Names the prompt; from `new_prompt_id`.
         """
-        return self._stream(prompt)
+        return self._stream(prompt, prompt_id)
 
     @asynccontextmanager
-    async def _stream(self, prompt: str) -> AsyncGenerator[AsyncIterator[SessionEvent]]:
+    async def _stream(
+        self, prompt: str, prompt_id: str | None
+    ) -> AsyncGenerator[AsyncIterator[SessionEvent]]:
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         await anyio.lowlevel.checkpoint()
@@ -118,8 +134,17 @@ class OpenCodeSession(Session):
             raise anyio.ClosedResourceError
         if self.turn is not None or self._is_resetting:
             raise anyio.BusyResourceError("sending a prompt to")
+        is_fresh = self._is_empty
         self._is_empty = False
-        turn = Turn(self, self._workspace, prompt, self._template, self._known_prompts)
+        turn = Turn(
+            self,
+            self._workspace,
+            prompt,
+            self._template,
+            self._known_prompts,
+            prompt_id=prompt_id,
+            is_asked_first=prompt_id is not None and not is_fresh,
+        )
         self._turn = turn
         self._workspace.host.turn_started()
         self._workspace.host.spawn(turn.run)
@@ -182,9 +207,20 @@ class OpenCodeSession(Session):
         await self._workspace.http.update_session(
             self._id, title=title or f"orchestra: {self.agent}", metadata=metadata
         )
+        self._workspace.relabel(self, metadata)
 
     def _is_free(self) -> bool:
         return self._closing is None and self.turn is None and not self._is_resetting
+
+    async def detach(self) -> None:
+        """Forget the session here, and leave it alone on the server; see `Session.detach`."""
+        if self._closing is None:
+            self._closing = anyio.Event()
+            if (turn := self.turn) is not None:
+                turn.end(FinishReason.LOST, _detached())
+            self._workspace.remove(self)
+            self._closing.set()
+        await anyio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Abort what runs, wait until it is idle, delete the session; see `Session.aclose`."""
@@ -209,14 +245,27 @@ class OpenCodeSession(Session):
             return
         try:
             await self._workspace.quiet_children(self._id)
-            await self._workspace.http.delete_session(self._id)
+            if self._is_new:
+                await self._workspace.http.delete_session(self._id)
+            else:  # it may be at work on what others have told it
+                await self._workspace.discard(self._id)
         except WIRE_ERRORS as exc:
             _LOG.debug("session %s was not deleted: %s", self._id, exc)
 
 
 @final
 class Turn:
-    """One prompt under way: sends it, looks when it is time, aborts it when asked to."""
+    """One prompt under way: sends it, looks when it is time, aborts it when asked to.
+
+    Args:
+        session: Where it is sent.
+        workspace: Where that lives.
+        prompt: What is sent.
+        template: What every prompt's body has in common.
+        known_prompts: Ids of the session's earlier prompts.
+        prompt_id: Its name; None: a new one.
+        is_asked_first: Whether the server may have the prompt already.
+    """
 
     def __init__(
         self,
@@ -225,10 +274,15 @@ class Turn:
         prompt: str,
         template: Mapping[str, object],
         known_prompts: set[str],
+        *,
+        prompt_id: str | None = None,
+        is_asked_first: bool = False,
     ) -> None:
-        prompt_id = workspace.make_id("msg")
-        part = {"id": workspace.make_id("prt"), "type": "text", "text": prompt}
+        prompt_id = prompt_id or workspace.make_id("msg")
+        # The same part each time: the server would store another one as a further text.
+        part = {"id": f"prt{prompt_id.removeprefix('msg')}", "type": "text", "text": prompt}
         self.session = session
+        self._known_prompts = known_prompts
         self.requests: dict[str, anyio.CancelScope] = {}
         """Requests of the agent that wait for the policy's answer."""
         self._workspace = workspace
@@ -249,6 +303,7 @@ class Turn:
         self._failing_since = inf
         self._is_aborting = False
         self._is_spinning = False
+        self._is_asked_first = is_asked_first
         self._abort_at = inf
         self._give_up_at = inf
         self._outbox.put([Started(session_id=session.id, prompt_id=prompt_id)])
@@ -335,7 +390,8 @@ class Turn:
 
     async def _drive(self) -> None:
         machine = self._machine
-        await self._send()
+        if not self._is_asked_first or not await self._find():
+            await self._send()
         while not machine.is_finished:
             now = anyio.current_time()
             if now >= self._give_up_at:
@@ -356,6 +412,34 @@ class Turn:
                 due = min(machine.look_at, self._abort_at, self._give_up_at)
                 with anyio.CancelScope(deadline=due):
                     await self._wake.wait()
+
+    async def _find(self) -> bool:
+        """Look for the prompt on the server; whether it must not be sent.
+
+        One that is stored there, and that nobody works on, is sent again: the server was killed
+        before it could begin. Under the same id it is stored once.
+        """
+        session_id, http = self.session.id, self._workspace.http
+        while not self.is_finished and not self._is_aborting:
+            try:
+                messages = await http.messages(session_id, limit=None)
+                is_idle = await self._workspace.is_idle(session_id)
+            except SessionLostError:
+                self.end(FinishReason.INTERRUPTED, interrupted("the session is gone"))
+            except WIRE_ERRORS as exc:
+                await self._bear(exc)
+            else:
+                found = find_prompt(messages, self._machine.prompt_id)
+                self._known_prompts |= found.others
+                if not is_idle and not found.is_stored:
+                    self.end(FinishReason.INTERRUPTED, interrupted(_OCCUPIED))
+                elif found.is_begun or not is_idle:
+                    self._workspace.host.spawn(self._workspace.fetch_requests)
+                    self._machine.lose_events(now=anyio.current_time())
+                else:
+                    return False
+                return True
+        return self.is_finished
 
     async def _send(self) -> None:
         """Post the prompt; again while the connection fails, which the ids make harmless."""
@@ -404,7 +488,12 @@ class Turn:
             await self._bear(exc)
             return
         self._failing_since = inf
-        snapshot = Snapshot(status=statuses.get(session_id), messages=messages, is_whole=is_whole)
+        snapshot = Snapshot(
+            status=statuses.get(session_id),
+            messages=messages,
+            is_whole=is_whole,
+            children=tuple(children),
+        )
         self.tell(machine.resolve(snapshot, now=anyio.current_time(), wall=time.time()))
         if machine.needs_resend:
             await self._send()
@@ -443,6 +532,10 @@ def _blame_spinning(event: SessionEvent) -> SessionEvent:
 
 def _aborted() -> TurnError:
     return TurnError(name="Aborted", message="the turn was aborted")
+
+
+def _detached() -> TurnError:
+    return TurnError(name="Detached", message="the session was left to somebody else")
 
 
 def _left() -> TurnError:

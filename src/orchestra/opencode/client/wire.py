@@ -181,6 +181,7 @@ class SessionInfo(_Wire):
     parent_id: str | None = None
     directory: str = ""
     agent: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class StatusInfo(_Wire):

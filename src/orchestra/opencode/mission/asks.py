@@ -43,6 +43,7 @@ def worker_ask(
         delay=delay,
         model=task.troubles.pick(settings.chain(Role.WORKER)),
         priority=task.spec.priority,
+        depth=task.lineage,
     )
 
 
@@ -64,6 +65,7 @@ def reviewer_ask(task: TrackedTask, settings: MissionSettings, delay: float = 0.
         delay=delay,
         model=task.review_troubles.pick(settings.chain(Role.REVIEWER)),
         priority=task.spec.priority,
+        depth=task.lineage,
     )
 
 
@@ -81,7 +83,8 @@ def unit_gates(task: TrackedTask, settings: MissionSettings) -> RunGates:
         commands=permitted,
         refused=refused,
         files=() if task.parts else task.spec.files,  # its parts were checked for them
-        is_silent=not task.parts and not task.summary.strip() and not task.calls,
+        is_silent=settings.has_evidence  # else nobody knows whether a file changed
+        and not (task.parts or task.calls or task.summary.strip()),
         task_id=task.id,
         round=task.round,
     )

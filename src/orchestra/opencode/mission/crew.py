@@ -10,7 +10,7 @@ from typing import final
 import anyio
 from attrs import evolve
 
-from orchestra import Agent, ConcurrencyController, HookRegistry, Session, SessionBackend
+from orchestra import Agent, ConcurrencyController, HookRegistry, SessionLease, SessionPool
 from orchestra.errors import BlockedError, HookError, OrchestraError
 from orchestra.events import (
     Finished,
@@ -51,7 +51,6 @@ class Crew:
 
     Args:
         mission_id: The mission; sessions carry it in their metadata.
-        backend: Where the agents run.
         desks: Where each of them works.
         agents: The agent of each role.
         settings: Their ``turn_timeout`` counts.
@@ -65,6 +64,7 @@ class Crew:
     Attributes:
         timeline: The turns that have ended.
         usage: What they have consumed.
+        opened: The ids of all the sessions that were opened.
         turns_running: Prompts under way.
         turns_finished: Prompts that have ended, one way or the other.
     """
@@ -73,7 +73,6 @@ class Crew:
         self,
         mission_id: str,
         *,
-        backend: SessionBackend,
         desks: Desks,
         agents: Mapping[Role, Agent],
         settings: MissionSettings,
@@ -85,7 +84,6 @@ class Crew:
         publish: Callable[[MissionEvent], None],
     ) -> None:
         self._mission_id = mission_id
-        self._backend = backend
         self._desks = desks
         self._agents = agents
         self._settings = settings
@@ -95,11 +93,21 @@ class Crew:
         self._now = now
         self._post = post
         self._publish = publish
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, SessionLease] = {}
+        self._pool: SessionPool | None = None
+        self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage = Usage()
         self.turns_running = 0
         self.turns_finished = 0
+
+    def enter(self, pool: SessionPool) -> None:
+        """Take sessions from this pool from now on.
+
+        Args:
+            pool: Where the sessions come from; it has been entered.
+        """
+        self._pool = pool
 
     @property
     def sessions_open(self) -> int:
@@ -177,10 +185,13 @@ class Crew:
             )
         )
 
-    async def _open(self, ask: Ask) -> Session:
-        return await self._backend.open(
-            self._agents[ask.role],
+    async def _open(self, ask: Ask) -> SessionLease:
+        if self._pool is None:
+            raise RuntimeError("the crew has no sessions to take: call enter() first")
+        lease = await self._pool.acquire(
+            self._equip(ask),
             directory=self._desks.directory_of(ask),
+            mission=self._mission_id,
             title=ask.name,
             metadata={
                 "mission": self._mission_id,
@@ -188,7 +199,17 @@ class Crew:
                 "task": ask.task_id or "",
                 "round": str(ask.round),
             },
+            priority=ask.priority,
         )
+        self.opened.append(lease.session.id)
+        return lease
+
+    def _equip(self, ask: Ask) -> Agent:
+        """Return whom to ask, with what this mission's rules add to the agent's own."""
+        agent = self._agents[ask.role]
+        room = max(self._settings.loop.depth - ask.depth, 0)
+        rules = self._settings.people.permissions.get(ask.role.value, ())
+        return evolve(agent, subagent_depth=room, permissions=(*agent.permissions, *rules))
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
         draft = MissionPrompt(
@@ -199,9 +220,10 @@ class Crew:
             return await self._send(ask, turn, prompt.message, place)
 
     async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
-        session = self._sessions.get(ask.session)
-        if session is None:
-            session = self._sessions[ask.session] = await self._open(ask)
+        lease = self._sessions.get(ask.session)
+        if lease is None:
+            lease = self._sessions[ask.session] = await self._open(ask)
+        session = lease.session
         turn.session_id = session.id
         self._publish(
             TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
@@ -232,38 +254,19 @@ class Crew:
                 AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=told.event)
             )
 
-    def find(self, key: str) -> Session | None:
-        """Take a session out of the crew, to be closed.
+    def close(self, key: str) -> None:
+        """Give a session back; the pool sees to it that it becomes idle and is closed.
 
         Args:
             key: What the machine calls it.
         """
-        return self._sessions.pop(key, None)
+        if (lease := self._sessions.pop(key, None)) is not None:
+            lease.release()
 
-    async def close(self, session: Session) -> None:
-        """Close a session; what goes wrong is logged. Shielded. A checkpoint.
-
-        Args:
-            session: The session.
-        """
-        with anyio.CancelScope(shield=True):
-            try:
-                await session.aclose()
-            except (OrchestraError, OSError) as exc:
-                text = self._scrubber.text(str(exc))
-                _logger.warning("session %s could not be closed: %s", session.id, text)
-            except Exception:  # noqa: BLE001  (logged, without secrets)
-                self._log_exception(
-                    f"session {session.id} failed in a way its contract does not know"
-                )
-
-    async def close_all(self) -> None:
-        """Close every session that is left, at once. A checkpoint."""
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
-        async with anyio.create_task_group() as group:
-            for session in sessions:
-                group.start_soon(self.close, session)
+    def close_all(self) -> None:
+        """Give back every session that is left."""
+        for key in list(self._sessions):
+            self.close(key)
 
     def _log_exception(self, message: str) -> None:
         self._scrubber.log_exception(_logger, message)

@@ -30,7 +30,8 @@ _GUESSED = frozenset({"authorization", "bearer-token", "credential", "password",
 
 
 def _parse_python(text: bytes) -> None:
-    ast.parse(text)
+    # To code, not to a tree: building trees in several threads at once fails in some Pythons.
+    compile(text, "file", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 
 def _parse_json(text: bytes) -> None:

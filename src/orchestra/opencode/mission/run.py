@@ -10,6 +10,7 @@ from orchestra.opencode.mission.events import MissionEvent
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.people.questions import Person
 
 __all__ = ("run_mission",)
 
@@ -25,6 +26,7 @@ async def run_mission(
     listener: Callable[[MissionEvent], object] | None = None,
     store: MVCCStore | None = None,
     hooks: HookRegistry | None = None,
+    approve: Person | None = None,
 ) -> MissionReport:
     """Run a mission to its end. Always a checkpoint.
 
@@ -38,13 +40,15 @@ async def run_mission(
         listener: Called with each event, at once; one that raises is logged and dropped.
         store: Where the mission's state is written; an open one. None: in memory.
         hooks: Steps of yours at the mission's hook points.
+        approve: Asked about the plan when ``settings.must_approve`` is set.
 
     Returns:
         The report, however the mission ended.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
-        ValueError: The goal is empty, or a hook has the name of a step of the mission.
+        ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
+            be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist.
         OrchestraError: The backend cannot be entered.
     """
@@ -58,5 +62,6 @@ async def run_mission(
         listener=listener,
         store=store,
         hooks=hooks,
+        approve=approve,
     ) as mission:
         return await mission.wait_finished()

@@ -24,6 +24,7 @@ from orchestra import (
     MemoryStore,
     MVCCStore,
     SessionBackend,
+    SessionPool,
     background_tasks,
 )
 from orchestra.errors import BlockedError, HookError, StoreError
@@ -44,7 +45,6 @@ from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
-    ApprovalGiven,
     Ask,
     Cancel,
     CheckPlan,
@@ -75,13 +75,19 @@ from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.people.cancelling import Quiescence
+from orchestra.opencode.people.questions import Person
+from orchestra.opencode.people.side import PeopleSide
 
 __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
+_MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
+_QUIET_LIMIT = 10.0
+"""Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
 
 @final
@@ -107,10 +113,13 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
+            in the store; the first answer counts.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
-        ValueError: The goal is empty, or a hook has the name of a step of the mission.
+        ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
+            be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
     """
 
@@ -126,15 +135,20 @@ class Mission(AsyncContextManagerMixin):
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
+        approve: Person | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
         self._directory = Path(directory).resolve()
         self._settings = settings or MissionSettings()
+        if self._settings.must_approve and approve is None and store is None:
+            raise ValueError("must_approve is set, but nobody can be asked: give approve or store")
+        self._person = approve
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
+        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -145,7 +159,6 @@ class Mission(AsyncContextManagerMixin):
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
-            backend=backend,
             desks=self._desks,
             agents=team,
             settings=self._settings,
@@ -172,7 +185,10 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._sessions: SessionPool  # on entering
         self._ledger: Ledger  # on entering, when there is a store
+        self._people: PeopleSide
+        self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._report: MissionReport | None = None
@@ -237,6 +253,23 @@ class Mission(AsyncContextManagerMixin):
         """
         self._post(StopRequested(reason=self._scrubber.text(reason)))
 
+    async def cancel(self, reason: str = "it was cancelled") -> Quiescence:
+        """End the mission, and see that nothing of it runs any more. Always a checkpoint.
+
+        Args:
+            reason: Why; goes into the report.
+
+        Returns:
+            What the backend says of its sessions; ``busy`` lists those that are not known to be
+            idle. Of a mission that is over, what was found at its end.
+
+        Raises:
+            RuntimeError: The mission was left before it ended.
+        """
+        self.stop(reason)
+        await self.wait_finished()
+        return self._quiescence
+
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
         tasks: dict[TaskState, int] = {}
@@ -282,6 +315,15 @@ class Mission(AsyncContextManagerMixin):
                 is_watched=self._settings.has_evidence,
             )
             await stack.enter_async_context(self._checks)
+            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._crew.enter(self._sessions)
+            self._people = PeopleSide(
+                self._id,
+                store.namespace(self._id),
+                settings=self._settings.people,
+                person=self._person,
+                scrubber=self._scrubber,
+            )
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -306,6 +348,8 @@ class Mission(AsyncContextManagerMixin):
                     work.start_soon(self._keep_todo)
                 if self._settings.deadline is not None:
                     work.start_soon(self._keep_deadline, self._settings.deadline)
+                await self._people.begin()
+                work.start_soon(self._keep_listening)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
@@ -325,21 +369,35 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._crew.close_all()
-                    if finish is None:
-                        stop = StopRequested(reason="it was cancelled")
-                        await self._record(self._machine.handle(stop))
-                    await self._write_todo()
-                    evidence = None if finish is None else await self._witness.end()
-                    await self._desks.places.aclose()
-                    self._tell_of_places()
-                for warning in self._witness.warnings:
-                    self._warn(warning)
-                if finish is not None:
-                    self._report = self._make_report(finish, evidence)
-                    self._publish(MissionFinished(at=self._now(), report=self._report))
+                    await self._wind_up(finish)
             finally:
                 self._finished.set()  # also when this fails: leaving the mission waits for it
+
+    async def _wind_up(self, finish: Finish | None) -> None:
+        """Close, write and tell what is left; without a finish the mission was cancelled."""
+        self._crew.close_all()
+        await self._sessions.aclose()
+        evidence = None
+        if finish is None:
+            # Perhaps when its end was decided already, but not yet written.
+            self._machine.handle(StopRequested(reason="it was cancelled"))
+            finish = self._machine.finish
+            await self._record([] if finish is None else [finish])
+        else:
+            evidence = await self._witness.end()
+        self._quiescence = await self._people.confirm(
+            self._backend, self._crew.opened, limit=_QUIET_LIMIT
+        )
+        await self._write_todo()
+        await self._desks.places.aclose()
+        self._tell_of_places()
+        for warning in self._witness.warnings:
+            self._warn(warning)
+        if not self._quiescence.is_quiet:
+            self._warn(f"something may still run: {self._quiescence}")
+        if finish is not None:
+            self._report = self._make_report(finish, evidence)
+            self._publish(MissionFinished(at=self._now(), report=self._report))
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -351,6 +409,14 @@ class Mission(AsyncContextManagerMixin):
             await self._has_mail.wait()
         events, self._inbox = self._inbox, []
         return events
+
+    def _make_pool(self) -> SessionPool:
+        # Slots are what bounds the turns; a session is held between turns too, also by those who
+        # wait for others, so that a bound on sessions could make them wait for each other.
+        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
+        return SessionPool(
+            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
+        )
 
     def _open_ledger(self, store: MVCCStore) -> Ledger:
         about = {
@@ -380,11 +446,10 @@ class Mission(AsyncContextManagerMixin):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
         elif isinstance(command, Cancel):
-            if (unwanted := self._scopes.get(command.ticket)) is not None:
-                unwanted.cancel()
+            if command.ticket in self._scopes:
+                self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._crew.find(command.session)) is not None:
-                work.start_soon(self._crew.close, session)
+            self._crew.close(command.session)
         elif isinstance(command, Discard):
             work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, TaskMoved):
@@ -420,17 +485,17 @@ class Mission(AsyncContextManagerMixin):
                     await self._check_plan(order)
                 elif isinstance(order, RunGates):
                     self._post(await self._checks.run(order))
-                    self._tell_of_places()
                 elif isinstance(order, Integrate):
                     self._post(await self._desks.integrate(order))
-                    self._tell_of_places()
                 else:
-                    self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+                    shown = self._steps.show_plan(order.plan)
+                    self._post(await self._people.approve(order, shown))
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
+            self._tell_of_places()
 
     # --- plans and commands ---
 
@@ -446,7 +511,10 @@ class Mission(AsyncContextManagerMixin):
             problem = str(exc)
         self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
 
-    # --- files, clock ---
+    # --- files, clock, people ---
+
+    async def _keep_listening(self) -> None:
+        self._post(await self._people.wait_cancel())
 
     async def _keep_deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -499,6 +567,7 @@ class Mission(AsyncContextManagerMixin):
             self._publish(WarningRaised(at=self._now(), message=message))
 
     def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
+        spans = (*self._checks.timeline, *self._crew.timeline)
         report = MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -507,11 +576,7 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
-            timeline=tuple(
-                sorted(
-                    (*self._checks.timeline, *self._crew.timeline), key=lambda span: span.started
-                )
-            ),
+            timeline=tuple(sorted(spans, key=lambda span: span.started)),
             usage=self._crew.usage,
             elapsed=self._now(),
             started_at=self._started_at,

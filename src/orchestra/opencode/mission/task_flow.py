@@ -185,7 +185,7 @@ class TaskFlow:
 
         Args:
             specs: The tasks of its plans.
-            parts: The tasks that race for one of these, or are a part of it, with its id.
+            parts: Their parts, each with its parent's id.
             records: What was written of each task.
         """
         for position, spec in enumerate(specs):
@@ -244,12 +244,7 @@ class TaskFlow:
             self._move(task, TaskState.WORKING)
 
     def on_answer(self, work: OpenWork, event: AgentAnswered) -> None:
-        """A worker's or reviewer's turn has ended.
-
-        Args:
-            work: What was asked.
-            event: How it ended.
-        """
+        """A worker's or reviewer's turn has ended."""
         task, ask = work.of_task, work.of_ask
         task.usage += event.usage
         if ask.role is Role.WORKER:
@@ -262,13 +257,11 @@ class TaskFlow:
             task.round += 1
             self._move(task, TaskState.WORKING)
         if event.reason is not FinishReason.DONE:
-            remedy = self._recovery.decide(
-                event, task.troubles, models=len(self._settings.chain(Role.WORKER))
-            )
+            models = len(self._settings.chain(Role.WORKER))
+            remedy = self._recovery.decide(event, task.troubles, models=models)
             self._remedy_work(task, remedy, f"the worker's turn failed: {describe(event)}")
             return
-        task.summary = event.text[:_MAX_SUMMARY]
-        task.calls = event.calls
+        task.summary, task.calls = event.text[:_MAX_SUMMARY], event.calls
         if not event.text.strip():
             self._warn(f"the worker of task {task.id!r} gave an empty answer")
         if task.may_split and self._split(task, event.text):
