@@ -27,6 +27,7 @@ from orchestra import (
 )
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
+from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -56,6 +57,9 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        max_tokens: Model tokens of the whole mission.
+        max_cost: US dollars of the whole mission.
+        max_time: Seconds of the whole mission.
         password: The server's password.
     """
 
@@ -65,6 +69,9 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_time: float | None = None
     password: str | None = attrs.field(default=None, repr=False)
 
 
@@ -104,6 +111,14 @@ def prepare(options: JobOptions) -> Job:
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
+    limit = settings.budget.mission
+    limit = Allowance(
+        tokens=options.max_tokens or limit.tokens,
+        dollars=options.max_cost or limit.dollars,
+        seconds=options.max_time or limit.seconds,
+    )
+    budget = attrs.evolve(settings.budget, mission=limit)
+    settings = attrs.evolve(settings, budget=budget)
     return Job(
         goal=mission.goal,
         backend=backend,

@@ -55,6 +55,14 @@ class Seat:
     changed: set[str] = field(factory=set)
     before: dict[str, FileState | None] = field(factory=dict)
 
+    def covers(self, path: str) -> bool:
+        """Whether it has a lease on a file, or on a folder that it is in.
+
+        Args:
+            path: The file.
+        """
+        return any(each in {".", path} or path.startswith(f"{each}/") for each in self.files)
+
 
 @frozen(kw_only=True)
 class Judgement:

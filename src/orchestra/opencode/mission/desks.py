@@ -62,11 +62,14 @@ class Desks:
             StoreError: Its leases cannot be written.
         """
         task = self._report(task_id)
+        is_racing = bool(task.parent) and task_id.startswith(f"{task.parent}#")
+        order = list(self._order())
         return await self.places.open(
             task_id,
             task.files,
-            is_apart=bool(task.parent) and task_id.startswith(f"{task.parent}#"),
-            position=list(self._order()).index(task_id),
+            is_apart=is_racing,
+            # Those who race for the same task do not wait for each other.
+            position=order.index(task.parent if is_racing else task_id),
         )
 
     @asynccontextmanager

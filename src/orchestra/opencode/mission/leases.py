@@ -55,6 +55,21 @@ class Leases:
 
         return await self._store.transact(take)
 
+    async def check(self, task_id: str, files: Sequence[str], fence: int) -> str:
+        """Return why an attempt may take over nothing any more; empty: it may. A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it took.
+            fence: The attempt's.
+        """
+        async with self._store.snapshot() as snap:
+            for key in _keys(task_id, files):
+                held = await snap.get(key)
+                if held is None or (held["task"], held["fence"]) != (task_id, fence):
+                    return _refusal(key, held)
+        return ""
+
     async def accept(self, task_id: str, files: Sequence[str], fence: int, tree: str) -> str:
         """Write that a task's change is taken over, and give its files back. A checkpoint.
 

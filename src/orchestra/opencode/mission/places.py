@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import final
 
+import anyio
+
 from orchestra import MVCCStore, WorkStealingPool
 from orchestra.opencode.mission.attribution import Seat, normal
+from orchestra.opencode.mission.copies import Copies
+from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.leases import Leases
+from orchestra.opencode.mission.repository import open_repository
 from orchestra.opencode.mission.shared import SharedWorkplace
 from orchestra.opencode.mission.workplaces import Change, Workplace, WorkplaceError, Workplaces
 from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace
+from orchestra.opencode.mission.worktrees import Worktrees, default_home
 
 __all__ = ("Places",)
 
@@ -24,6 +30,8 @@ class Places(Workplaces):
     Args:
         directory: The workspace.
         store: The mission's namespace.
+        mission_id: The mission.
+        isolation: Where workers work.
         skipped: Paths, relative to the workspace, that do not count.
         is_watched: Whether the whole workspace is looked at.
     """
@@ -33,16 +41,32 @@ class Places(Workplaces):
         directory: Path,
         store: MVCCStore,
         *,
-        skipped: Iterable[str] = (),
+        mission_id: str,
+        isolation: Isolation,
+        skipped: Sequence[str] = (),
         is_watched: bool = True,
     ) -> None:
         self._directory = directory
+        self._mission_id = mission_id
+        self._isolation = isolation
+        self._skipped = skipped
+        self._is_apart = isolation.kind == "worktree"
         self._pool = WorkStealingPool(name="orchestra-places")
         self._leases = Leases(store)
-        self._workspace = Workspace(directory, self._pool, skipped=skipped, is_watched=is_watched)
+        self._workspace = Workspace(
+            directory,
+            self._pool,
+            skipped=skipped,
+            is_watched=is_watched,
+            is_shared=not self._is_apart,
+        )
         self._mission = Seat("", ())
         self._places: dict[str, Workplace] = {}
         self._stack = AsyncExitStack()
+        self._worktrees: Worktrees | None = None
+        self._copies = Copies(self._workspace, self._leases, self._pool, skipped)
+        self._lock = anyio.Lock()
+        self._is_git = True
 
     @property
     def warnings(self) -> list[str]:
@@ -53,16 +77,49 @@ class Places(Workplaces):
         """See `Workplaces.begin`."""
         await self._stack.enter_async_context(self._pool)
         await self._workspace.begin()
+        if self._is_apart and await self._find_worktrees() is None:
+            raise WorkplaceError(
+                f"{self._directory} is not in a git repository, so there are no worktrees; "
+                "make one with 'git init', or leave the isolation out"
+            )
+
+    async def _find_worktrees(self) -> Worktrees | None:
+        """Return the worktrees, made ready when they are first wanted; None: there is no git."""
+        async with self._lock:
+            if self._worktrees is not None or not self._is_git:
+                return self._worktrees
+            repository = await open_repository(self._directory, skipped=self._skipped)
+            if repository is None:
+                self._is_git = False
+                return None
+            worktrees = Worktrees(
+                repository,
+                self._workspace,
+                self._leases,
+                mission_id=self._mission_id,
+                home=self._isolation.folder or default_home(),
+                patience=self._isolation.patience,
+                warn=self.warnings.append,
+            )
+            await worktrees.begin()
+            self._worktrees = worktrees
+            return worktrees
 
     async def open(
         self, task_id: str, files: Sequence[str], *, is_apart: bool = False, position: int = 0
     ) -> Workplace:
         """See `Workplaces.open`."""
-        del is_apart, position
         names = tuple(dict.fromkeys(normal(path) for path in files))
         if outside := [path for path in names if path.startswith(("..", "/"))]:
             raise WorkplaceError(f"{outside[0]} is not in the workspace, so nobody can write it")
-        place = self._places[task_id] = await self._open_shared(task_id, names)
+        place: Workplace
+        if not (is_apart or self._is_apart):
+            place = await self._open_shared(task_id, names)
+        elif (worktrees := await self._find_worktrees()) is not None:
+            place = await worktrees.open(task_id, names, position)
+        else:
+            place = await self._copies.open(task_id, names)
+        self._places[task_id] = place
         return place
 
     async def _open_shared(self, task_id: str, files: tuple[str, ...]) -> Workplace:
@@ -101,8 +158,12 @@ class Places(Workplaces):
 
     async def aclose(self) -> None:
         """See `Workplaces.aclose`."""
-        await self._stack.aclose()
-        self._workspace.close()
+        with anyio.CancelScope(shield=True):
+            if self._worktrees is not None:
+                await self._worktrees.aclose()
+            await self._copies.aclose()
+            await self._stack.aclose()
+            self._workspace.close()
 
     def __repr__(self) -> str:
         return f"<Places {len(self._places)} {self._workspace!r}>"

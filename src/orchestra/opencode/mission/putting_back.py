@@ -14,7 +14,7 @@ from attrs import frozen
 from orchestra.opencode.mission.contents import Contents
 from orchestra.opencode.mission.evidence import FileState, read_state
 
-__all__ = ("Restored", "Restoring", "put_back", "write_file")
+__all__ = ("Restored", "Restoring", "move_aside", "put_back", "write_file")
 
 
 @frozen(kw_only=True)
@@ -77,7 +77,7 @@ def _put_back(root: str, contents: Contents, wanted: Restoring) -> Restored:
     aside = None
     try:
         if now is not None:
-            aside = _move_aside(Path(root, path), wanted.aside, path)
+            aside = move_aside(Path(root, path), wanted.aside, path)
         if state is not None and data is not None:
             write_file(root, path, data, state.mode)
     except OSError as exc:
@@ -85,7 +85,17 @@ def _put_back(root: str, contents: Contents, wanted: Restoring) -> Restored:
     return Restored(path=path, aside=aside)
 
 
-def _move_aside(full: Path, folder: Path, path: str) -> Path:
+def move_aside(full: Path, folder: Path, path: str) -> Path:
+    """Move a file into a folder, beside what is there of the same name. Blocks.
+
+    Args:
+        full: The file.
+        folder: The folder.
+        path: Where it goes in it.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
     target = folder / path
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.path.lexists(target):

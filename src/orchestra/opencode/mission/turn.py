@@ -6,12 +6,12 @@ from contextlib import suppress
 
 from attrs import define, field
 
-from orchestra.events import Finished, FinishReason, ToolCalled, ToolStatus, TurnError, Usage
+from orchestra.events import Finished, FinishReason, TurnError, Usage
 from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.orders import Ask
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import Span
-from orchestra.opencode.mission.stagnation import digest
+from orchestra.opencode.mission.turn_watch import TurnWatch
 
 __all__ = ("Turn",)
 
@@ -26,7 +26,7 @@ class Turn:
         session_id: The session it runs in; empty before there is one.
         usage: What it has consumed so far.
         finished: Its end, once there is one.
-        calls: The tool calls that it has made, each as a digest.
+        watch: Looks at what it does, once it may begin.
     """
 
     queued: float
@@ -34,16 +34,7 @@ class Turn:
     session_id: str = ""
     usage: Usage = field(factory=Usage)
     finished: Finished | None = None
-    calls: list[str] = field(factory=list)
-
-    def note_call(self, call: ToolCalled) -> None:
-        """Take note of a tool call, once it has ended.
-
-        Args:
-            call: What the session told.
-        """
-        if call.status in {ToolStatus.COMPLETED, ToolStatus.FAILED}:
-            self.calls.append(digest(call.tool, repr(sorted(call.input.items()))))
+    watch: TurnWatch | None = None
 
     def cut_off(self, error: TurnError | None = None) -> Finished:
         """Return the end of a turn that was not let come to one of its own.

@@ -28,10 +28,16 @@ from orchestra.opencode.mission.evidence import (
     read_state,
 )
 from orchestra.opencode.mission.ignored import Ignored
-from orchestra.opencode.mission.putting_back import Restored, Restoring, put_back
+from orchestra.opencode.mission.putting_back import (
+    Restored,
+    Restoring,
+    move_aside,
+    put_back,
+    write_file,
+)
 from orchestra.opencode.mission.report_files import make_folder
 
-__all__ = ("MAX_LISTED", "Workspace", "slug", "tree_digest")
+__all__ = ("MAX_LISTED", "Workspace", "diff_states", "slug", "tree_digest")
 
 MAX_LISTED = 1_000
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -70,6 +76,7 @@ class Workspace:
         pool: Reads and compares.
         skipped: Paths, relative to it, that do not count.
         is_watched: Whether all of it is looked at; otherwise only declared files are.
+        is_shared: Whether tasks work in it; otherwise whatever changes in it is the user's.
     """
 
     def __init__(
@@ -79,7 +86,9 @@ class Workspace:
         *,
         skipped: Iterable[str] = (),
         is_watched: bool = True,
+        is_shared: bool = True,
     ) -> None:
+        self._is_shared = is_shared
         self.directory = directory
         self.seats: Seats = Seats()
         self.warnings: list[str] = []
@@ -207,7 +216,7 @@ class Workspace:
     ) -> None:
         odd: dict[str, Judgement] = {}
         for path in paths:
-            is_new = not self._is_watched and path not in self._seen
+            is_new = not self._is_shared or (not self._is_watched and path not in self._seen)
             self._seen.add(path)
             if is_new or _digest_of(found[path]) == _digest_of(self._settled.get(path)):
                 self._settle(path, found[path])
@@ -352,7 +361,7 @@ class Workspace:
             before: The files, and how they were.
         """
         pairs = [(path, old, self._settled.get(path)) for path, old in sorted(before.items())]
-        return await self._pool.run(_diff, self._contents, pairs)
+        return await self._pool.run(diff_states, self._contents, pairs)
 
     async def whole(self) -> tuple[str, dict[str, FileState | None]]:
         """Return the digest of all files, and what has changed since the beginning. A checkpoint."""
@@ -381,6 +390,38 @@ class Workspace:
             self._settle(path, found[path])
         self.guard(paths)
 
+    async def write(self, files: Mapping[str, FileState | None], contents: Contents) -> str:
+        """Bring files into the workspace that are accepted. A checkpoint.
+
+        Args:
+            files: How they are to be; None: they are to be gone.
+            contents: What they hold.
+
+        Returns:
+            Why it is not done, or not as a whole; empty: it is.
+        """
+        async with self.writing():
+            problem = await self._pool.run(_write, self._root, files, contents)
+            await self.written(list(files))
+        return problem
+
+    async def put_aside(self, task_id: str, directory: Path, paths: Sequence[str]) -> None:
+        """Move what a task has changed in its copy without a lease into quarantine. A checkpoint.
+
+        Args:
+            task_id: The task.
+            directory: Its copy of the workspace.
+            paths: The files.
+        """
+        folder = await self._pool.run(make_folder, self.directory)
+        aside = folder / "quarantine" / slug(task_id)
+        await self._pool.run(_move_all, directory, aside, paths)
+        names = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+        where = aside.relative_to(self.directory)
+        self.warnings.append(
+            f"task {task_id!r} changed {names} without a lease: put back; its version is in {where}"
+        )
+
     def close(self) -> None:
         """Forget what files held."""
         self._contents.close()
@@ -405,9 +446,15 @@ def _read_states(
     return {path: read_state(root, path, contents.keep) for path in paths}
 
 
-def _diff(
+def diff_states(
     contents: Contents, pairs: Sequence[tuple[str, FileState | None, FileState | None]]
 ) -> str:
+    """Return how files differ, as text of bounded length. Blocks.
+
+    Args:
+        contents: What they held.
+        pairs: Each file, how it was, and how it is.
+    """
     changes = []
     for path, old, new in pairs:
         if _digest_of(old) == _digest_of(new):
@@ -432,3 +479,24 @@ def _compare(
     }
     changed.update({path: state for path, state in before.items() if path not in after})
     return digest, changed
+
+
+def _write(root: str, files: Mapping[str, FileState | None], contents: Contents) -> str:
+    for path, state in files.items():
+        if state is not None and contents.get(state.digest) is None:
+            return f"{path} is too large to be taken over from a copy"
+    try:
+        for path, state in files.items():
+            if state is None:
+                Path(root, path).unlink(missing_ok=True)
+            else:
+                write_file(root, path, contents.get(state.digest) or b"", state.mode)
+    except OSError as exc:
+        return f"{path} cannot be written: {exc}"
+    return ""
+
+
+def _move_all(directory: Path, aside: Path, paths: Sequence[str]) -> None:
+    for path in paths:
+        if os.path.lexists(directory / path):
+            move_aside(directory / path, aside, path)
