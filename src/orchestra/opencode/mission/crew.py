@@ -93,9 +93,9 @@ class Crew:
         self._publish = publish
         self._sessions: dict[str, Session] = {}
         self.timeline: list[Span] = []
-        self.usage = Usage()
-        self.turns_running = 0
-        self.turns_finished = 0
+        self.usage: Usage = Usage()
+        self.turns_running: int = 0
+        self.turns_finished: int = 0
 
     @property
     def sessions_open(self) -> int:
