@@ -175,6 +175,8 @@ def test_the_form_is_stable() -> None:
                 "usage": usage,
                 "commands": [],
                 "summary": "",
+                "parent": "",
+                "receipt": None,
             }
         ],
         "commands": [
