@@ -10,12 +10,12 @@ import pytest
 from orchestra import Amount, EmbeddedBackend, Price
 from orchestra.abc import Agent
 from orchestra.errors import BudgetExceededError, UnknownPriceError
-from orchestra.events import FinishReason, Usage
+from orchestra.events import FinishReason, TurnError, Usage
 from orchestra.opencode.mission.allowances import Allowance, BudgetSettings
 from orchestra.opencode.mission.orders import AgentAnswered, Ask
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.recovery import ErrorClass, classify
-from orchestra.opencode.mission.spending import Spending, as_cost_node
+from orchestra.opencode.mission.spending import Bill, Spending, as_cost_node
 
 PRICES = {"p/m": Price(input=1, output=2)}
 
@@ -39,9 +39,17 @@ def spending(**limits: object) -> Spending:
 
 async def pay(book: Spending, what: Ask, tokens: int) -> None:
     async with book.turn(what, "p/m") as bill:
-        assert bill.record(Usage(input_tokens=tokens)) is None
+        bill.record(Usage(input_tokens=tokens))
         bill.settle(Usage(input_tokens=tokens))
         bill.settle(Usage(input_tokens=tokens))  # a repetition does nothing
+
+
+def stopped(bill: Bill, step: int) -> TurnError:
+    """Use so many tokens again and again until the turn must end."""
+    for number in range(1, 1_000):
+        if (error := bill.record(Usage(input_tokens=step * number))) is not None:
+            return error
+    raise AssertionError("nothing stops it")
 
 
 async def test_each_turn_pays_once_up_to_the_mission() -> None:
@@ -110,11 +118,7 @@ async def test_a_turn_that_runs_away_is_stopped_and_says_whose_budget_it_was(
     """Step by step until there is no room for one more: the error names the level."""
     book = spending(**limits)
     async with book.turn(ask(), "p/m") as bill:
-        for step in range(1, 100):
-            error = bill.record(Usage(input_tokens=100 * step))
-            if error is not None:
-                break
-    assert error is not None
+        error = stopped(bill, 100)
     finished = AgentAnswered(ticket=1, reason=FinishReason.ABORTED, error=error)
     assert classify(finished) is expected
     assert "budget 'mission" in error.message
@@ -125,11 +129,7 @@ async def test_a_turn_without_room_beside_others_is_stopped_but_the_budget_is_no
     """What others hold may come back: the turn ends as overspent, not the mission."""
     book = spending(mission=Allowance(tokens=1_000), first_tokens=100)
     async with book.turn(ask("t1"), "p/m"), book.turn(ask("t2"), "p/m") as bill:
-        for step in range(1, 20):
-            error = bill.record(Usage(input_tokens=50 * step))
-            if error is not None:
-                break
-    assert error is not None
+        error = stopped(bill, 50)
     assert error.name in {"OverspentError", "BudgetExceededError"}
     assert book.tree().spent.tokens <= 1_000
 
@@ -170,7 +170,7 @@ async def test_a_model_without_a_price_is_refused_when_money_counts(tmp_path: Pa
     async with EmbeddedBackend({"worker": lambda _turn: "done"}) as backend:
         assert await book.begin(backend, tmp_path, [Agent("worker")]) == ""
     async with book.turn(ask(), None) as bill:
-        assert bill.record(Usage(input_tokens=1, cost=0.5)) is None
+        assert bill.record(Usage(input_tokens=1, cost=0.2)) is None
         error = bill.record(Usage(input_tokens=1))
         assert error is not None
         assert error.name == "UnknownPriceError"
