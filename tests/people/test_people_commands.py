@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ async def ask(turn):
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with agents beside it, and a folder for logs that is not the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (tmp_path / "agents.py").write_text(AGENTS, encoding="utf-8")
@@ -169,6 +169,12 @@ def test_cancel_when_the_owner_was_killed(work: Path, monkeypatch: pytest.Monkey
     outcome = anyio.run(cancel_mission, work, "last")
     assert (outcome.state, outcome.is_quiet) == ("interrupted", True)
     assert "interrupted" in run("history", "--dir", work).stdout
+
+
+def test_clean(work: Path) -> None:
+    """It says what it did, and leaves a workspace alone that has nothing to clean."""
+    assert json.loads(run("clean", "--dir", work, "--json").stdout)["removed"] == 0
+    assert not (work / ".orchestra").exists()
 
 
 def test_nothing_to_answer_or_cancel(work: Path) -> None:

@@ -132,9 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in words
     try:
         options = _parser().parse_args(words)
+        shown = logging.StreamHandler()
+        shown.setLevel(logging.DEBUG if is_debug else logging.ERROR)  # the log file gets more
         logging.basicConfig(
-            level=logging.DEBUG if is_debug else logging.ERROR,
-            format="%(levelname)s %(name)s: %(message)s",
+            level=shown.level, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
         )
         return int(options.function(options, console))
     except ConfigurationError as error:

@@ -27,6 +27,7 @@ from orchestra import (
 )
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
+from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -287,17 +288,30 @@ async def run_job(
     async with interruption.shutdown as shutdown:
         shutdown.register_drain(interruption.stop, name="the mission's end")
         with interruption.starting:
+            await _tidy(job.directory, tell)
             async with _open_records(job.directory, tell) as store:
                 report = await _run_mission(job, store, interruption, progress, tell, person)
                 if job.outlets.notify:
                     await tell_end(report)
-                return report
+            await _tidy(job.directory, tell)
+            return report
     mission = interruption.mission
     if mission is None:
         raise KeyboardInterrupt("interrupted before the mission started")
     if mission.report is None:
         raise KeyboardInterrupt("interrupted before the mission could be closed: it has no report")
     return mission.report
+
+
+async def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
+    """Keep our folder in the workspace small; that this fails is no reason not to run a mission."""
+    try:
+        cleaning = await clean_workspace(directory)
+    except OSError as exc:
+        tell(f"orchestra: cannot clean up: {exc}")
+    else:
+        for problem in cleaning.problems:
+            tell(f"orchestra: {problem}")
 
 
 async def _run_mission(

@@ -1,4 +1,4 @@
-"""``orchestra approve`` and ``orchestra cancel``: telling a mission something from another process."""
+"""``orchestra approve``, ``cancel`` and ``clean``: what people do beside a mission, or after it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 
 from orchestra import Agent, MVCCStore, SessionBackend, SQLiteStore, Transaction
 from orchestra.errors import ConfigurationError, OrchestraError, SessionLostError
+from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.people.cancelling import (
     QUIET,
@@ -85,6 +86,23 @@ def add_people_commands(
     cancel.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
     add_common(cancel)
     cancel.set_defaults(function=_cancel)
+
+    clean = commands.add_parser(
+        "clean", help="remove what old missions have left in .orchestra", allow_abbrev=False
+    )
+    clean.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    add_common(clean)
+    clean.set_defaults(function=_clean)
+
+
+def _clean(options: argparse.Namespace, console: Console) -> int:
+    cleaning = anyio.run(clean_workspace, options.dir or Path())
+    if console.is_json:
+        console.document({"schema": _SCHEMA, **asdict(cleaning)})
+    console.line(str(cleaning))
+    for problem in cleaning.problems:
+        console.line(f"  {problem}")
+    return 1 if cleaning.problems else 0
 
 
 def _seconds(text: str) -> float:
