@@ -28,6 +28,7 @@ from orchestra import (
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.housekeeping import clean_workspace
+from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -64,6 +65,9 @@ class JobOptions:
         must_approve: Whether somebody must approve the plan.
         notify: Whether people are told when the mission is over.
         event_log: A file for JSON lines.
+        max_tokens: Model tokens of the whole mission.
+        max_cost: US dollars of the whole mission.
+        max_time: Seconds of the whole mission.
         password: The server's password.
     """
 
@@ -76,6 +80,9 @@ class JobOptions:
     must_approve: bool = False
     notify: bool = False
     event_log: Path | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_time: float | None = None
     password: str | None = attrs.field(default=None, repr=False)
 
 
@@ -122,6 +129,14 @@ def prepare(options: JobOptions) -> Job:
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
+    limit = settings.budget.mission
+    limit = Allowance(
+        tokens=options.max_tokens or limit.tokens,
+        dollars=options.max_cost or limit.dollars,
+        seconds=options.max_time or limit.seconds,
+    )
+    budget = attrs.evolve(settings.budget, mission=limit)
+    settings = attrs.evolve(settings, budget=budget)
     return Job(
         goal=mission.goal,
         backend=backend,
