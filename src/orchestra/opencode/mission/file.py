@@ -19,7 +19,7 @@ from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
 from orchestra.opencode.mission.file_people import read_people
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.tables import Table, describe
 
 __all__ = (
@@ -226,6 +226,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
                 "max_rounds", defaults.loop.rounds, minimum=1, maximum=_MOST_ROUNDS
             ),
         ),
+        gates=_gates(root, defaults.gates),
         acceptance=commands,
         allow=tuple(dict.fromkeys((*commands, *named, *allow))),
         command_timeout=rules.seconds("command_timeout", defaults.command_timeout),
@@ -290,6 +291,26 @@ def _folder(table: Table, key: str, base: Path) -> Path | None:
         table.wrong(key, f"an existing folder (relative to {str(base)!r})")
         return None
     return path
+
+
+def _gates(root: Table, defaults: GateSettings) -> GateSettings:
+    table = root.table("gates")
+    servers = table.table("diagnostics")
+    diagnostics = {}
+    for suffix in servers:
+        if not suffix.startswith(".") or suffix != suffix.lower():
+            servers.problem(suffix, "expected a suffix in small letters, such as '.py'")
+        diagnostics[suffix] = servers.command(suffix)
+    at_once = table.integer(
+        "commands_at_once", defaults.commands_at_once, minimum=1, maximum=_MOST_AT_ONCE
+    )
+    unparsed = table.texts("unparsed") if "unparsed" in table else defaults.unparsed
+    table.close()
+    return GateSettings(
+        diagnostics={suffix: argv for suffix, argv in diagnostics.items() if argv},
+        unparsed=unparsed,
+        commands_at_once=at_once,
+    )
 
 
 def _todo_file(rules: Table, default: str | None) -> str | None:
