@@ -27,7 +27,7 @@ from orchestra.opencode.people.questions import (
     write_answer,
 )
 
-PLAN = Plan((TaskSpec(id="a", title="Do a", files=("a.txt",), acceptance=(("true",),)),))
+PLAN = Plan((TaskSpec(id="a", title="Do a"),))
 CAREFUL = MissionSettings(must_approve=True, todo_file=None, retry_delay=0, has_evidence=False)
 
 
