@@ -18,6 +18,7 @@ from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
+from orchestra.opencode.mission.file_people import read_people
 from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.tables import Table, describe
 
@@ -97,6 +98,7 @@ class MissionFile:
         model: The model of every role that does not name its own; None: the backend's default.
         config: Further OpenCode configuration for a server of our own.
         project_config: Whether a server of our own reads the project's own configuration.
+        notify: Whether people are told when the mission is over.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
     """
@@ -112,6 +114,7 @@ class MissionFile:
     model: str | None = None
     config: Mapping[str, Any] = field(factory=dict)
     project_config: bool = False
+    notify: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
 
@@ -208,6 +211,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     acceptance.close()
     named = [line for task in tasks for line in task.acceptance]
 
+    people = read_people(root)
     rules = root.table("rules")
     fallbacks = read_fallbacks(root, parse_model)
     settings = MissionSettings(
@@ -231,6 +235,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
         has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
+        must_approve=people.must_approve,
+        people=people.settings,
     )
     rules.close()
 
@@ -270,6 +276,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         model=model,
         config=config,
         project_config=project_config,
+        notify=people.notify,
         agents=agents,
         roles=roles,
     )

@@ -219,6 +219,11 @@ class Mission(AsyncContextManagerMixin):
         return self._id
 
     @property
+    def report(self) -> MissionReport | None:
+        """The report, once the mission is over."""
+        return self._report
+
+    @property
     def directory(self) -> Path:
         """The workspace."""
         return self._directory
