@@ -20,6 +20,7 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
+from orchestra.opencode.mission.attempts import Attempts
 from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
 from orchestra.opencode.mission.failures import as_finished
 from orchestra.opencode.mission.hook_points import (
@@ -92,6 +93,7 @@ class Crew:
         self._post = post
         self._publish = publish
         self._sessions: dict[str, Session] = {}
+        self.attempts: Attempts  # as soon as there are records
         self.timeline: list[Span] = []
         self.usage = Usage()
         self.turns_running = 0
@@ -190,9 +192,10 @@ class Crew:
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
-        session = self._sessions.get(ask.session)
-        if session is None:
-            session = self._sessions[ask.session] = await self._open(ask)
+        session, prompt_id = await self.attempts.begin(
+            ask, self._sessions.get(ask.session), partial(self._open, ask)
+        )
+        self._sessions[ask.session] = session
         turn.session_id = session.id
         self._publish(
             TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
@@ -200,7 +203,7 @@ class Crew:
         self.turns_running += 1
         try:
             listener = partial(self._on_session_event, ask, turn, self._scrubber.feed())
-            return await session.prompt(prompt.message, listener=listener)
+            return await session.prompt(prompt.message, listener=listener, prompt_id=prompt_id)
         finally:
             self.turns_running -= 1
             self.turns_finished += 1
@@ -240,6 +243,13 @@ class Crew:
                 self._log_exception(
                     f"session {session.id} failed in a way its contract does not know"
                 )
+
+    async def detach_all(self) -> None:
+        """Leave every session as it is, to somebody else. A checkpoint."""
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        for session in sessions:
+            await session.detach()
 
     async def close_all(self) -> None:
         """Close every session that is left, at once. A checkpoint."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.lowlevel
@@ -26,9 +26,10 @@ from orchestra import (
     SessionBackend,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, StoreError
+from orchestra.errors import BlockedError, HookError, MissionError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.continuity import Continuity
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.events import (
     CommandFinished,
@@ -41,7 +42,6 @@ from orchestra.opencode.mission.events import (
 )
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
-from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
     ApprovalGiven,
@@ -74,6 +74,7 @@ from orchestra.opencode.mission.report import (
     Span,
     TaskState,
 )
+from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
@@ -110,11 +111,16 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        notes: Plain data, without secrets, that is kept with the records for whoever goes on with
+            the mission after a crash.
+        saved: The mission to go on with; see `resume`.
 
     Raises:
         HookOrderError: The hooks and the mission's own steps fit into no order.
         ValueError: The goal is empty, or a hook has the name of a step of the mission.
         NotADirectoryError: The workspace does not exist (on entering).
+        WorkspaceOwnedError: Somebody else runs a mission in the workspace, with records in the
+            same store (on entering).
     """
 
     def __init__(
@@ -129,6 +135,8 @@ class Mission(AsyncContextManagerMixin):
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
+        notes: Mapping[str, Any] | None = None,
+        saved: SavedMission | None = None,
     ) -> None:
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
@@ -144,7 +152,11 @@ class Mission(AsyncContextManagerMixin):
             self._goal, settings=self._settings, plan=plan, random=random.random
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
-        self._id = f"mission_{secrets.token_hex(4)}"
+        self._id = f"mission_{secrets.token_hex(4)}" if saved is None else saved.id
+        self._team = team
+        self._plan = plan
+        self._notes = notes or {}
+        self._saved = saved
         self._crew = Crew(
             self._id,
             backend=backend,
@@ -164,7 +176,7 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
-        self._ledger: Ledger  # on entering, when there is a store
+        self._continuity: Continuity  # on entering, when there is a store
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._timeline: list[Span] = []
@@ -178,6 +190,53 @@ class Mission(AsyncContextManagerMixin):
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._inbox: list[Event] = []
         self._has_mail = anyio.Event()
+
+    @classmethod
+    def resume(
+        cls,
+        saved: SavedMission,
+        *,
+        backend: SessionBackend,
+        store: MVCCStore,
+        plan: Plan | None = None,
+        agents: Mapping[Role, Agent] | None = None,
+        settings: MissionSettings | None = None,
+        listener: Callable[[MissionEvent], object] | None = None,
+        hooks: HookRegistry | None = None,
+    ) -> Mission:
+        """Return a mission that goes on where an earlier process was killed or interrupted.
+
+        What was accepted is not done again, unless what it was made of, or what it left in the
+        workspace, is another one by now; turns that still run in the backend are followed.
+
+        Args:
+            saved: From `load_mission`.
+            backend: As for the class; the same place as before.
+            store: Where the mission is recorded.
+            plan: A plan in the place of the one that it was given.
+            agents: Agents in the place of those of before.
+            settings: Rules in the place of those of before.
+            listener: As for the class.
+            hooks: As for the class.
+
+        Raises:
+            MissionError: The mission has come to its end.
+        """
+        if not saved.is_unfinished:
+            raise MissionError(f"mission {saved.id} has ended as {saved.state}; start a new one")
+        return cls(
+            saved.goal,
+            backend=backend,
+            directory=saved.directory,
+            plan=plan or saved.given,
+            agents={**saved.agents, **(agents or {})},
+            settings=settings or saved.settings,
+            listener=listener,
+            store=store,
+            hooks=hooks,
+            notes=saved.launch,
+            saved=saved,
+        )
 
     # --- for the caller ---
 
@@ -263,11 +322,14 @@ class Mission(AsyncContextManagerMixin):
             if not self._backend.is_open:
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
-            self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._started_at = now if self._saved is None else self._saved.started_at
             store = self._store
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
-            self._ledger = self._open_ledger(store)
+            self._continuity = self._keep_records(store)
+            await self._continuity.claim()
+            stack.push_async_callback(self._continuity.release)
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -285,9 +347,10 @@ class Mission(AsyncContextManagerMixin):
     async def _drive(self) -> None:
         """Feed the machine and perform its commands, until the mission is over."""
         finish = None
-        commands = self._machine.start()
+        events: list[Event] = []
         try:
             async with anyio.create_task_group() as work:
+                work.start_soon(self._continuity.keep, self._lose)
                 if self._settings.todo_file is not None:
                     work.start_soon(self._keep_todo)
                 if self._settings.deadline is not None:
@@ -295,8 +358,9 @@ class Mission(AsyncContextManagerMixin):
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
+                commands = await self._continuity.begin()
                 while finish is None:
-                    commands = await self._record(commands)
+                    commands = await self._record(commands, events)
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
@@ -304,14 +368,15 @@ class Mission(AsyncContextManagerMixin):
                         commands = [
                             each for event in events for each in self._machine.handle(event)
                         ]
+                await self._continuity.let_go(self._crew.detach_all)
                 work.cancel_scope.cancel()
         finally:
             try:
                 with anyio.CancelScope(shield=True):
                     await self._crew.close_all()
+                    await self._continuity.clean_up()
                     if finish is None:
-                        stop = StopRequested(reason="it was cancelled")
-                        await self._record(self._machine.handle(stop))
+                        await self._record(self._continuity.interrupt("it was cancelled"))
                     await self._write_todo()
                     evidence = None if finish is None else await self._witness.end()
                 for warning in self._witness.warnings:
@@ -333,23 +398,41 @@ class Mission(AsyncContextManagerMixin):
         events, self._inbox = self._inbox, []
         return events
 
-    def _open_ledger(self, store: MVCCStore) -> Ledger:
+    def _keep_records(self, store: MVCCStore) -> Continuity:
         about = {
             "goal": self._goal,
             "backend": self._backend.name,
             "directory": str(self._directory),
             "started_at": self._started_at,
         }
-        todo = self._settings.todo_file
-        path = None if todo is None else self._directory / todo
-        return Ledger(
-            store.namespace(self._id), about=about, todo_path=path, scrubber=self._scrubber
+        continuity = Continuity(
+            store,
+            self._id,
+            machine=self._machine,
+            backend=self._backend,
+            directory=self._directory,
+            agents=self._team,
+            settings=self._settings,
+            scrubber=self._scrubber,
+            about=about,
+            plan=self._plan,
+            launch=self._notes,
+            saved=self._saved,
+            is_shared=self._store is not None,
         )
+        self._crew.attempts = continuity.attempts
+        if self._saved is not None:
+            self._crew.usage = self._saved.usage
+        return continuity
 
-    async def _record(self, commands: list[Command]) -> list[Command]:
+    def _lose(self) -> None:
+        reason = "somebody else has taken the workspace over, since this process was away too long"
+        self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
+
+    async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._ledger.record(commands, self._machine.task_report)
+            await self._continuity.record(commands, events)
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
@@ -361,8 +444,8 @@ class Mission(AsyncContextManagerMixin):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
         elif isinstance(command, Cancel):
-            if (scope := self._scopes.get(command.ticket)) is not None:
-                scope.cancel()
+            if command.ticket in self._scopes:
+                self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
             if (session := self._crew.find(command.session)) is not None:
                 work.start_soon(self._crew.close, session)
@@ -471,12 +554,15 @@ class Mission(AsyncContextManagerMixin):
                 await self._write_todo()
 
     async def _write_todo(self) -> None:
+        if self._continuity.is_lost:
+            return
+        ledger = self._continuity.ledger
         try:
-            await self._ledger.project()
+            await ledger.project()
         except (OSError, StoreError) as exc:
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
-        while self._ledger.warnings:
-            self._warn(self._ledger.warnings.pop())
+        while ledger.warnings:
+            self._warn(ledger.warnings.pop())
 
     def _now(self) -> float:
         return anyio.current_time() - self._started
