@@ -7,7 +7,7 @@ that the built-in backends pass too; a store by `orchestra.testing.check_store`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -85,12 +85,17 @@ class Agent:
         prompt: The agent's standing instructions (system text). Empty: the backend's own.
         model: ``provider/model``. None: the backend's own default.
         permissions: What the agent may do, last match wins. Empty: the backend's own.
+        subagent_depth: How many generations of sessions below its own an agent may start by means
+            of its backend; deeper ones are aborted. None: the backend's own limit.
     """
 
     name: str = field(validator=validators.and_(validators.instance_of(str), validators.min_len(1)))
     prompt: str = field(default="", kw_only=True)
     model: str | None = field(default=None, kw_only=True)
     permissions: tuple[PermissionRule, ...] = field(default=(), kw_only=True)
+    subagent_depth: int | None = field(
+        default=None, kw_only=True, validator=validators.optional(validators.ge(0))
+    )
 
 
 @frozen(kw_only=True)
@@ -382,6 +387,22 @@ class SessionBackend(ABC):
         """
         await anyio.lowlevel.checkpoint()
         return ()
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions that are not known to do nothing. Always a checkpoint.
+
+        This is the proof that what was cancelled has ended, so it must come from where the agents
+        run: a session also counts as busy while one that it has started itself is. Sessions that
+        were closed may be asked about. Here: all of them as long as any turn of the backend runs.
+
+        Args:
+            session_ids: `Session.id` of sessions that were opened here.
+
+        Raises:
+            SessionError: Nobody can tell.
+        """
+        await anyio.lowlevel.checkpoint()
+        return frozenset(session_ids) if self.statistics().turns_running else frozenset()
 
     @asynccontextmanager
     async def lease(

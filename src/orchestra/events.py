@@ -34,6 +34,7 @@ __all__ = (
     "ShutdownChanged",
     "ShutdownPhase",
     "Started",
+    "SubagentStarted",
     "TextReceived",
     "TodoChanged",
     "TodoItem",
@@ -151,6 +152,8 @@ class PermissionRequest:
         permission: What kind of act: ``bash``, ``edit``, ``external_directory``, ...
         patterns: What it is about: command lines, paths.
         metadata: Further details, as the backend gives them.
+        session_metadata: What the session at the root of the asking one's tree was opened with; a
+            mission's sessions carry ``mission``, ``role`` and ``task``.
     """
 
     id: str
@@ -159,6 +162,7 @@ class PermissionRequest:
     permission: str
     patterns: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(factory=dict)
+    session_metadata: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -248,6 +252,23 @@ class PermissionAsked(SessionEvent):
 
     request: PermissionRequest
     reply: PermissionReply
+
+
+@frozen(kw_only=True)
+class SubagentStarted(SessionEvent):
+    """The agent has started a session of its own on the backend, or a sub-agent of it has.
+
+    Attributes:
+        child_id: The new session.
+        agent: Whom it talks to; empty when that is not known.
+        depth: How many generations it is below the session whose prompt runs, from 1.
+        is_refused: Whether that is deeper than the agent may go, so that it is aborted.
+    """
+
+    child_id: str
+    agent: str
+    depth: int
+    is_refused: bool = False
 
 
 @frozen(kw_only=True)

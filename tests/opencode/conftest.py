@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -11,6 +11,7 @@ from anyio.from_thread import start_blocking_portal
 from attrs import define, field, frozen
 
 from orchestra.abc import Agent, PermissionRule
+from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.backend import OpenCodeBackend
 from orchestra.testing import (
     Failure,
@@ -79,6 +80,7 @@ RULES = (
 )
 
 AGENTS = (
+    *ROLE_AGENTS.values(),
     *(Agent(name, prompt=f"You are the {name}.") for name in ("echo", "slow", "fail", "tool")),
     Agent(
         "ask",
@@ -101,12 +103,14 @@ class RealServer:
         password: Its password.
         model: Runs in another thread: read from it only.
         config: The configuration that leads to the model.
+        scripts: What the agents of the mission's roles answer, by role; what is said, by default.
     """
 
     url: str
     password: str
     model: ScriptedModel
     config: Mapping[str, Any]
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall]]
 
     def backend(self, **options: Any) -> OpenCodeBackend:
         """A backend that is attached to the server."""
@@ -116,9 +120,15 @@ class RealServer:
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[RealServer]:
     """One server for all tests of both event loops, since starting one takes seconds."""
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall]] = {}
+
+    def answer_as_scripted(request: ModelRequest) -> str | ToolCall | Reply:
+        return scripts.get(request.agent, answer_by_prompt)(request)
+
+    rules = [Rule(agent=role.value, answer=answer_as_scripted) for role in ROLE_AGENTS]
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(ScriptedModel(*RULES)) as model,
+        portal.wrap_async_context_manager(ScriptedModel(*rules, *RULES)) as model,
     ):
         config = model.opencode_config()
         owner = OpenCodeBackend(agents=AGENTS, config=config, model=MODEL)
@@ -126,7 +136,11 @@ def real_server() -> Iterator[RealServer]:
             assert owner.url is not None
             assert owner._server is not None
             yield RealServer(
-                url=owner.url, password=owner._server.password, model=model, config=config
+                url=owner.url,
+                password=owner._server.password,
+                model=model,
+                config=config,
+                scripts=scripts,
             )
 
 

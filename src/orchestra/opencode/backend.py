@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, final
@@ -32,6 +32,7 @@ from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
 from orchestra.opencode.client.workspace import Workspace
+from orchestra.opencode.toasts import Toast
 
 __all__ = ("OpenCodeBackend",)
 
@@ -295,7 +296,7 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
                 metadata=metadata or {},
             )
             session = OpenCodeSession(workspace, info.id, agent=agent.name, template=template)
-            workspace.add(session)
+            workspace.add(session, metadata=metadata or {}, subagent_depth=agent.subagent_depth)
             self._opened += 1
         try:
             await anyio.lowlevel.checkpoint()
@@ -321,14 +322,16 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
         template, _ = await self._catalogs[workspace.directory].prepare(
             agent, self._agents.get(agent.name), self._model
         )
-        await http.session(session_id)
+        info = await http.session(session_id)
         self._check_open()
         session = workspace.sessions.get(session_id)
         if session is None:
             session = OpenCodeSession(
                 workspace, session_id, agent=agent.name, template=template, is_new=False
             )
-            workspace.add(session)
+            workspace.add(
+                session, metadata=info.metadata or {}, subagent_depth=agent.subagent_depth
+            )
             self._opened += 1
         return session
 
@@ -349,6 +352,44 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             for info in infos
             if info.directory == workspace.directory
             and metadata.items() <= (info.metadata or {}).items()
+        )
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions that the server calls busy; see `SessionBackend.find_busy`.
+
+        A server of our own that has ended does nothing any more.
+
+        Args:
+            session_ids: The server's ids of them.
+        """
+        await anyio.lowlevel.checkpoint()
+        if self._failure is not None:
+            return frozenset()
+        busy: frozenset[str] = frozenset()
+        for workspace in tuple(self._workspaces.values()):
+            busy |= await workspace.find_busy(session_ids)
+        return busy
+
+    async def show_toast(self, toast: Toast, *, directory: Path) -> None:
+        """Show a line in every OpenCode interface that is attached there. A checkpoint.
+
+        The server does not tell whether anybody looks.
+
+        Args:
+            toast: The line.
+            directory: Whose interfaces.
+
+        Raises:
+            SessionError: The server cannot be reached, or refuses.
+        """
+        await anyio.lowlevel.checkpoint()
+        place = await anyio.Path(directory).resolve()
+        await self._check_open().show_toast(
+            str(place),
+            title=toast.title,
+            message=toast.message,
+            variant=toast.variant,
+            duration=toast.duration,
         )
 
     async def prewarm(self, directory: Path) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.to_thread
@@ -28,7 +28,6 @@ from orchestra import (
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.mission.file import (
-    BackendKind,
     MissionFile,
     parse_model,
     parse_url,
@@ -39,33 +38,12 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import SavedMission
+from orchestra.opencode.notes import JobOptions, environment, take_notes
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
 
-__all__ = ("Job", "JobOptions", "prepare", "run_job")
-
-
-@frozen(kw_only=True)
-class JobOptions:
-    """What the command line asks for.
-
-    Attributes:
-        mission: A goal, or the name of a mission file.
-        backend: Where the agents run; None: what the mission file says.
-        url: The server to attach to.
-        model: The model of every role.
-        directory: The workspace.
-        max_workers: Workers at once.
-        password: The server's password.
-    """
-
-    mission: str
-    backend: BackendKind | None = None
-    url: str | None = None
-    model: str | None = None
-    directory: Path | None = None
-    max_workers: int | None = None
-    password: str | None = attrs.field(default=None, repr=False)
+__all__ = ("Job", "prepare", "run_job")
 
 
 @frozen(kw_only=True)
@@ -79,6 +57,8 @@ class Job:
         plan: The ready plan, if there is one.
         agents: Whom to talk to, for each role.
         settings: The rules of the run.
+        notes: What is kept for going on with it.
+        saved: The mission to go on with.
     """
 
     goal: str
@@ -87,30 +67,36 @@ class Job:
     plan: Plan | None
     agents: Mapping[Role, Agent]
     settings: MissionSettings
+    notes: Mapping[str, Any] = attrs.field(factory=dict)
+    saved: SavedMission | None = None
 
 
-def prepare(options: JobOptions) -> Job:
+def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     """Check everything that can be checked before anything starts, and make the workspace.
 
     Args:
         options: What the command line asks for.
+        saved: The mission to go on with, in its own workspace.
 
     Raises:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
-    backend = _make_backend(mission, options)
+    notes = take_notes(options)
+    backend = _make_backend(mission, options, notes)
     settings = mission.settings
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
     return Job(
-        goal=mission.goal,
+        goal=mission.goal if saved is None else saved.goal,
         backend=backend,
-        directory=_make_workspace(mission, options.directory),
+        directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
         plan=mission.plan,
         agents=mission.role_agents(),
         settings=settings,
+        notes=notes,
+        saved=saved,
     )
 
 
@@ -137,7 +123,9 @@ def _read(options: JobOptions) -> MissionFile:
     return attrs.evolve(mission, url=url or mission.url, model=model or mission.model)
 
 
-def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
+def _make_backend(
+    mission: MissionFile, options: JobOptions, notes: Mapping[str, Any]
+) -> SessionBackend:
     if mission.backend == "embedded":
         return EmbeddedBackend(load_agents(mission))
     try:
@@ -151,6 +139,7 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
         config=mission.config,
         project_config=mission.project_config,
+        environment=environment(notes),
     )
 
 
@@ -266,6 +255,8 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
                     settings=job.settings,
                     listener=progress.handle,
                     store=store,
+                    notes=job.notes,
+                    saved=job.saved,
                 ) as mission,
             ):
                 interruption.mission = mission

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attrs import define, frozen
 
@@ -18,7 +18,7 @@ from orchestra.pools.resources import PoolLease
 if TYPE_CHECKING:
     from orchestra.sessions.pool import SessionPool
 
-__all__ = ("WANTED", "KeptSession", "Place", "SessionLease")
+__all__ = ("LABEL", "WANTED", "KeptSession", "Label", "Place", "SessionLease")
 
 
 @frozen
@@ -35,6 +35,13 @@ WANTED: Final[ContextVar[Place | None]] = ContextVar("orchestra_wanted_session",
 None in the pool's own tasks."""
 
 
+Label: TypeAlias = tuple[str, Mapping[str, str]]
+"""A session's title and metadata."""
+
+LABEL: Final[ContextVar[Label | None]] = ContextVar("orchestra_session_label", default=None)
+"""What the session is to be called that is opened for a lease in this task."""
+
+
 @define(eq=False)
 class KeptSession:
     """A session of a pool.
@@ -43,12 +50,14 @@ class KeptSession:
         session: The session.
         place: Where it was opened, and for which mission.
         seen_at: When it was last known to be well.
+        label: What it was called when it was opened; None: nothing yet.
         is_used: Whether it has been leased.
     """
 
     session: Session
     place: Place
     seen_at: float
+    label: Label | None = None
     is_used: bool = False
 
     def suits(self, place: Place) -> bool:
@@ -93,7 +102,7 @@ class SessionLease(AbstractAsyncContextManager[Session]):
         self,
         pool: SessionPool,
         place: Place,
-        label: tuple[str, Mapping[str, str]] | None,
+        label: Label | None,
         priority: Priority,
     ) -> None:
         self.agent = place.agent
@@ -154,16 +163,17 @@ class SessionLease(AbstractAsyncContextManager[Session]):
             raise RuntimeError("a lease is entered once; ask the pool for another one")
         self._is_used = True
         sessions = await self._pool._enter(self._place)  # noqa: SLF001 - half of its pool
-        before = WANTED.set(self._place)
+        before, label = WANTED.set(self._place), LABEL.set(self._label)
         try:
             self._inner = await sessions.acquire(priority=self._priority, owner=self.mission)
         finally:
+            LABEL.reset(label)
             WANTED.reset(before)
         kept = self._inner.resource
         kept.place = self._place
         kept.is_used = True
-        if self._label is not None:
-            title, metadata = self._label
+        if self._label is not None and kept.label is not self._label:
+            title, metadata = kept.label = self._label
             try:
                 await kept.session.relabel(title=title, metadata=metadata)
             except BaseException:

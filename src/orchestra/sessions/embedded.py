@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -195,6 +195,7 @@ class Turn:
             permission=permission,
             patterns=patterns,
             metadata=dict(metadata or {}),
+            session_metadata=self.metadata,
         )
         reply = self._policy(request)
         if inspect.isawaitable(reply):
@@ -258,6 +259,8 @@ class _Host:
         self.opened = 0
         self.running: int = 0
         self.ended: int = 0
+        self.threads: dict[object, str] = {}
+        """The session of each thread that is at work, also of those that were given up."""
         self._tasks = tasks
         self._thread_grace = thread_grace
 
@@ -279,9 +282,11 @@ class _Host:
         def work() -> tuple[Any]:  # trio refuses a coroutine that is not wrapped
             nonlocal is_started
             is_started = True
+            self.threads[done] = turn.session_id
             try:
                 return (None if is_given_up else call(turn),)
             finally:
+                del self.threads[done]
                 done.set()
 
         try:
@@ -592,6 +597,20 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
             for session in (self._host.sessions.values() if self._host is not None else ())
             if session.directory == directory and metadata.items() <= session.metadata.items()
         )
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those that have a turn under way, or a thread that was left to itself.
+
+        Args:
+            session_ids: The sessions.
+        """
+        await anyio.lowlevel.checkpoint()
+        host = self._host
+        if host is None:
+            return frozenset()
+        busy = {session.id for session in host.sessions.values() if session.is_busy}
+        busy.update(tuple(host.threads.values()))
+        return frozenset(busy & frozenset(session_ids))
 
     def statistics(self) -> BackendStatistics:
         host = self._host

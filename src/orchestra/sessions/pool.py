@@ -21,7 +21,7 @@ from orchestra.concurrency import Priority
 from orchestra.errors import CapacityError
 from orchestra.events import ResourceCreated, ResourceDestroyed
 from orchestra.pools.resources import PoolHolder, ResourcePool
-from orchestra.sessions._leasing import WANTED, KeptSession, Place, SessionLease
+from orchestra.sessions._leasing import LABEL, WANTED, KeptSession, Place, SessionLease
 
 __all__ = ("SessionLease", "SessionPool", "SessionPoolStatistics")
 
@@ -383,6 +383,8 @@ class SessionPool(AsyncContextManagerMixin):
 
     async def _keep(self, role: _Role) -> None:
         """Keep the sessions of a role until the pool is left; an owner that is one task."""
+        LABEL.set(None)
+        LABEL.set(None)
         WANTED.set(None)  # whoever wanted the role first is not what its own tasks work for
         try:
             async with role.pool:
@@ -398,9 +400,12 @@ class SessionPool(AsyncContextManagerMixin):
         size = self._sizes.get(name, rules.max_size)
 
         async def open_one() -> KeptSession:
-            place = WANTED.get() or role.place
-            session = await self._backend.open(place.agent, directory=Path(place.directory))
-            kept = KeptSession(session, place, anyio.current_time())
+            place, label = WANTED.get() or role.place, LABEL.get()
+            title, metadata = label or ("", None)
+            session = await self._backend.open(
+                place.agent, directory=Path(place.directory), title=title, metadata=metadata
+            )
+            kept = KeptSession(session, place, anyio.current_time(), label)
             role.sessions.add(kept)
             return kept
 

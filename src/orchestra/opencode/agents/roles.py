@@ -3,7 +3,8 @@
 The rules are written for OpenCode, where the last rule that matches wins and the built-in rules
 come first. A rule ``allow`` for everything therefore opens again what the server would have asked
 about (questions, directories outside the workspace, ``.env`` files), so these are denied *after*
-it. No rule says ``ask``: an agent of a mission never waits for a person.
+it. No rule says ``ask``: an agent of a mission waits for a person only where the mission's own
+``[permissions]`` say so, and then not for ever.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
+from attrs import evolve
+
 from orchestra.abc import Agent
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
@@ -77,7 +79,11 @@ class Catalog:
         if model is not None:
             provider, _, model_id = model.partition("/")
             template["model"] = {"providerID": provider, "modelID": model_id}
-        if configured is not None and agent in {configured, Agent(agent.name)}:
+        plain = evolve(agent, subagent_depth=None)  # that is for us to see to, not for the server
+        if configured is not None and plain in {
+            evolve(configured, subagent_depth=None),
+            Agent(agent.name),
+        }:
             return template, []
         if agent.prompt and (known is None or known.prompt != agent.prompt):
             template["system"] = agent.prompt

@@ -230,6 +230,18 @@ class HttpClient:
         body = {"answers": [list(answer) for answer in answers]}
         await self._call("POST", f"/question/{request_id}/reply", directory, body)
 
+    async def show_toast(
+        self, directory: str, *, title: str, message: str, variant: str, duration: float
+    ) -> None:
+        """Show a line to whoever has a terminal interface open on the directory."""
+        body = {
+            "title": title,
+            "message": message,
+            "variant": variant,
+            "duration": int(duration * 1000),
+        }
+        await self._call("POST", "/tui/show-toast", directory, body, attempts=1)
+
     async def reject_question(self, directory: str, request_id: str) -> None:
         """Turn a question down; that ends the run."""
         await self._call("POST", f"/question/{request_id}/reject", directory)

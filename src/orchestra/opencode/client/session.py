@@ -207,6 +207,7 @@ class OpenCodeSession(Session):
         await self._workspace.http.update_session(
             self._id, title=title or f"orchestra: {self.agent}", metadata=metadata
         )
+        self._workspace.relabel(self, metadata)
 
     def _is_free(self) -> bool:
         return self._closing is None and self.turn is None and not self._is_resetting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import isawaitable
 from math import inf
@@ -25,6 +25,7 @@ from orchestra.events import (
 )
 from orchestra.opencode.client import wire
 from orchestra.opencode.client.http import WIRE_ERRORS, HttpClient
+from orchestra.opencode.client.lineage import Lineage
 from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import EventStream, StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
@@ -93,8 +94,7 @@ class Workspace:
         self.warming: anyio.Lock = anyio.Lock()
         self._policy = policy
         self._halts: dict[str, anyio.Event] = {}
-        self._roots: dict[str, str] = {}  # child -> the session of ours that it descends from
-        self._agents: dict[str, str] = {}
+        self._lineage = Lineage()
         self._answered: dict[str, None] = {}
         self._polled_at = -inf
         self.stream: EventStream = EventStream(
@@ -110,18 +110,46 @@ class Workspace:
     def __repr__(self) -> str:
         return f"<Workspace {self.directory}, {len(self.sessions)} sessions>"
 
-    def add(self, session: OpenCodeSession) -> None:
-        """Route events to a session from now on."""
+    def add(
+        self,
+        session: OpenCodeSession,
+        *,
+        metadata: Mapping[str, str],
+        subagent_depth: int | None = None,
+    ) -> None:
+        """Route events to a session from now on.
+
+        Args:
+            session: The session.
+            metadata: What it was opened with.
+            subagent_depth: How many generations below it are let live; None: any number.
+        """
         self.sessions[session.id] = session
-        self._agents[session.id] = session.agent
+        self._lineage.add_root(
+            session.id, agent=session.agent, limit=subagent_depth, metadata=metadata
+        )
+
+    def relabel(self, session: OpenCodeSession, metadata: Mapping[str, str]) -> None:
+        """Note that a session has other metadata now."""
+        self._lineage.relabel(session.id, metadata)
 
     def remove(self, session: OpenCodeSession) -> None:
-        """Forget a session and its children."""
+        """Tell a session nothing any more."""
         self.sessions.pop(session.id, None)
-        gone = [child for child, root in self._roots.items() if root == session.id]
-        for session_id in (session.id, *gone):
-            self._roots.pop(session_id, None)
-            self._agents.pop(session_id, None)
+
+    async def find_busy(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those sessions of ours that are busy, or have a busy one below them.
+
+        Args:
+            session_ids: Sessions that were opened here; others are left out.
+        """
+        ours = frozenset(session_ids) & self._lineage.roots_of(session_ids)
+        if not ours:
+            return frozenset()
+        busy = await self.http.statuses(self.directory)
+        for session_id in busy:  # perhaps a child whose start we did not hear of
+            await self._find_root(session_id)
+        return ours & self._lineage.roots_of(busy)
 
     def lose(self, exc: Exception) -> None:
         """Say that the server is gone; ends every turn."""
@@ -234,7 +262,6 @@ class Workspace:
             case wire.SessionCreated(info=info):
                 self._adopt(info)
             case wire.SessionDeleted(info=info):
-                self._roots.pop(info.id, None)
                 session = self.sessions.get(info.id)
                 if session is not None and session.turn is not None:
                     error = interrupted("somebody deleted the session")
@@ -242,7 +269,7 @@ class Workspace:
             case wire.PermissionAsked() | wire.QuestionAsked():
                 self._take_request(event)
             case wire.PartUpdated(part=part):
-                self._feed(self._roots.get(part.session_id, part.session_id), event)
+                self._feed(self._lineage.root(part.session_id) or part.session_id, event)
             case wire.MessageUpdated(info=info):
                 self._feed(event.session_id or info.session_id, event)
             case wire.ServerConnected() | wire.InstanceDisposed():
@@ -256,15 +283,34 @@ class Workspace:
             session.turn.feed(event)
         elif session_id in self._halts and _is_halt(event):
             self._halts[session_id].set()
+        elif (
+            self._lineage.is_refused(session_id)
+            and isinstance(event, wire.SessionStatus)
+            and event.status.type == "busy"
+        ):
+            self._refuse(session_id)
 
-    def _adopt(self, info: wire.SessionInfo) -> str | None:
-        """Note whose child a session is; returns the session of ours, if there is one."""
-        parent = info.parent_id or ""
-        root = parent if parent in self.sessions else self._roots.get(parent)
-        if root is not None:
-            self._roots[info.id] = root
-            self._agents[info.id] = info.agent or ""
-        return root
+    def _adopt(self, info: wire.SessionInfo) -> None:
+        """Note whose child a session is; one that is deeper than it may be is aborted."""
+        started = self._lineage.adopt(info)
+        if started is None:
+            return
+        session = self.sessions.get(started.session_id)
+        if session is not None and session.turn is not None:
+            session.turn.tell([started])
+        if started.is_refused:
+            self._refuse(info.id)
+
+    def _refuse(self, session_id: str) -> None:
+        """Abort a session that should not be; what was not begun yet is aborted when it begins."""
+
+        async def abort() -> None:
+            try:
+                await self.http.abort(session_id)
+            except WIRE_ERRORS as exc:
+                _LOG.info("could not abort session %s, which is too deep: %s", session_id, exc)
+
+        self.host.spawn(abort)
 
     def _break_off(self) -> None:
         """Go on by looking, since no events come in."""
@@ -330,23 +376,17 @@ class Workspace:
 
     async def _find_root(self, session_id: str) -> str | None:
         """The session of ours that a session is, or descends from."""
-        if session_id in self.sessions:
-            return session_id
-        if session_id in self._roots:
-            return self._roots[session_id]
+        asked = session_id
         line: list[wire.SessionInfo] = []
         try:
-            while len(line) < _DEPTH:
+            while session_id and self._lineage.root(session_id) is None and len(line) < _DEPTH:
                 line.append(await self.http.session(session_id))
                 session_id = line[-1].parent_id or ""
-                if not session_id or session_id in self.sessions or session_id in self._roots:
-                    break
         except WIRE_ERRORS:
             return None
-        root = None
         for info in reversed(line):
-            root = self._adopt(info)
-        return root
+            self._adopt(info)
+        return self._lineage.root(asked)
 
     async def _answer_permission(
         self, asked: wire.PermissionAsked, session: OpenCodeSession
@@ -354,10 +394,11 @@ class Workspace:
         request = PermissionRequest(
             id=asked.id,
             session_id=asked.session_id,
-            agent=self._agents.get(asked.session_id, ""),
+            agent=self._lineage.agent(asked.session_id),
             permission=asked.permission,
             patterns=asked.patterns,
             metadata=asked.metadata or {},
+            session_metadata=self._lineage.metadata(asked.session_id),
         )
         turn = session.turn
         reply = PermissionReply(is_allowed=False)

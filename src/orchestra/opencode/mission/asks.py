@@ -43,6 +43,7 @@ def worker_ask(
         delay=delay,
         model=task.troubles.pick(settings.chain(Role.WORKER)),
         priority=task.spec.priority,
+        depth=task.lineage,
     )
 
 
@@ -64,6 +65,7 @@ def reviewer_ask(task: TrackedTask, settings: MissionSettings, delay: float = 0.
         delay=delay,
         model=task.review_troubles.pick(settings.chain(Role.REVIEWER)),
         priority=task.spec.priority,
+        depth=task.lineage,
     )
 
 

@@ -45,24 +45,32 @@ class Attempts:
         self._backend = backend
         self._directory = directory
         self._agents = agents
-        self.reattached: int = 0
+        self._reopened: dict[str, Session] = {}
 
     async def begin(
-        self, ask: Ask, session: Session | None, open_: Callable[[], Awaitable[Session]]
+        self,
+        ask: Ask,
+        session: Session | None,
+        *,
+        agent: Agent,
+        open_: Callable[[], Awaitable[Session]],
     ) -> tuple[Session, str]:
         """Return where to send a prompt, and under which id. A checkpoint.
 
         Args:
             ask: The prompt.
-            session: Its session, when this process has it.
-            open_: Opens a new one.
+            session: Its session, when this process has opened it.
+            agent: Whom it is for.
+            open_: Opens a new session.
 
         Raises:
             SessionLostError: The session is gone, and without it the prompt means nothing.
             StoreError: The attempt cannot be written, so it must not be sent.
         """
         if session is None:
-            session = await self._reopen(ask) or await open_()
+            session = self._reopened.get(ask.session) or await self._reopen(ask, agent)
+        if session is None:
+            session = await open_()
         known = self._ledger.attempts.get(ask.key)
         if known is not None and known.session == session.id:
             return session, known.prompt
@@ -70,21 +78,24 @@ class Attempts:
         await self._ledger.begin_attempt(ask.key, attempt)
         return session, attempt.prompt
 
-    async def _reopen(self, ask: Ask) -> Session | None:
+    async def _reopen(self, ask: Ask, agent: Agent) -> Session | None:
         earlier = self._ledger.attempts_in(ask.session)
         if not earlier:
             return None
         session_id = self._ledger.attempts[earlier[-1]].session
         try:
-            session = await self._backend.reopen(
-                session_id, self._agents[ask.role], directory=self._directory
-            )
+            session = await self._backend.reopen(session_id, agent, directory=self._directory)
         except SessionLostError:
             if ask.turn > 1 and ask.role not in _SELF_CONTAINED:
                 raise
             return None
-        self.reattached += 1
+        self._reopened[ask.session] = session
         return session
+
+    async def detach(self) -> None:
+        """Leave the sessions of earlier processes as they are. A checkpoint if there are any."""
+        for session in self._reopened.values():
+            await session.detach()
 
     async def close_others(self, mission_id: str, *, is_over: bool = False) -> None:
         """Close the mission's sessions that nobody needs any more; what fails is logged.
@@ -113,4 +124,4 @@ class Attempts:
             _LOG.warning("leftovers of mission %s could not be closed: %s", mission_id, exc)
 
     def __repr__(self) -> str:
-        return f"<Attempts {len(self._ledger.attempts)}, {self.reattached} re-attached>"
+        return f"<Attempts {len(self._ledger.attempts)}, {len(self._reopened)} sessions reopened>"

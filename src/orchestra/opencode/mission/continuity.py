@@ -28,6 +28,7 @@ from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Command,
     Event,
+    Finish,
     PlanMade,
     StopRequested,
     TaskMoved,
@@ -189,7 +190,9 @@ class Continuity:
             if self._saved is not None:
                 return []  # it stays as it was
             self._machine.start()
-        return self._machine.handle(StopRequested(reason=reason))
+        self._machine.handle(StopRequested(reason=reason))
+        finish = self._machine.finish  # perhaps it was decided already, and not yet written
+        return [] if finish is None else [finish]
 
     async def let_go(self, detach: Callable[[], Awaitable[None]]) -> None:
         """Leave the sessions to the new owner, if there is one. A checkpoint then.
@@ -228,21 +231,21 @@ class Continuity:
             raise self._failure
         further: dict[str, Any] = {}
         touched: tuple[str, ...] = ()
+        if any(isinstance(each, Finish) for each in commands):
+            touched = tuple(self._machine.states())
         going, self._is_resuming = self._is_resuming, None
         if going is not None:
-            touched = tuple(going.again)
+            touched = (*touched, *going.again)
             for name, reason in going.again.items():
                 further |= {WHY + name: reason, RESULT + name: None, INPUT + name: None}
-        for each in commands:
-            if isinstance(each, PlanMade):
-                self._specs |= {spec.id: spec for spec in each.plan.tasks}
+        for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
+            self._specs |= {spec.id: spec for spec in plan.tasks}
         further |= await self._look(commands)
-        usage = Usage()
+        before = self._totals
         for event in events:
             if isinstance(event, AgentAnswered):
-                usage += event.usage
-        if usage != Usage():
-            self._totals += usage
+                self._totals += event.usage
+        if self._totals != before:
             further[TOTALS] = asdict(self._totals)
         await self.ledger.record(commands, self._machine, further=further, touched=touched)
 

@@ -11,7 +11,14 @@ from typing import final
 import anyio
 from attrs import evolve
 
-from orchestra import Agent, ConcurrencyController, HookRegistry, Session, SessionBackend
+from orchestra import (
+    Agent,
+    ConcurrencyController,
+    HookRegistry,
+    Session,
+    SessionLease,
+    SessionPool,
+)
 from orchestra.errors import BlockedError, HookError, OrchestraError
 from orchestra.events import (
     Finished,
@@ -48,7 +55,6 @@ class Crew:
 
     Args:
         mission_id: The mission; sessions carry it in their metadata.
-        backend: Where the agents run.
         directory: The workspace.
         agents: The agent of each role.
         settings: Their ``turn_timeout`` counts.
@@ -62,6 +68,7 @@ class Crew:
     Attributes:
         timeline: The turns that have ended.
         usage: What they have consumed.
+        opened: The ids of all the sessions that were opened.
         turns_running: Prompts under way.
         turns_finished: Prompts that have ended, one way or the other.
     """
@@ -70,7 +77,6 @@ class Crew:
         self,
         mission_id: str,
         *,
-        backend: SessionBackend,
         directory: Path,
         agents: Mapping[Role, Agent],
         settings: MissionSettings,
@@ -82,7 +88,6 @@ class Crew:
         publish: Callable[[MissionEvent], None],
     ) -> None:
         self._mission_id = mission_id
-        self._backend = backend
         self._directory = directory
         self._agents = agents
         self._settings = settings
@@ -92,12 +97,24 @@ class Crew:
         self._now = now
         self._post = post
         self._publish = publish
-        self._sessions: dict[str, Session] = {}
-        self.attempts: Attempts  # as soon as there are records
+        self._sessions: dict[str, SessionLease] = {}
+        self._pool: SessionPool | None = None
+        self._attempts: Attempts | None = None
+        self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage = Usage()
         self.turns_running = 0
         self.turns_finished = 0
+
+    def enter(self, pool: SessionPool, attempts: Attempts) -> None:
+        """Take sessions from this pool from now on.
+
+        Args:
+            pool: Where new sessions come from; it has been entered.
+            attempts: Where those of earlier processes come from, and the names of prompts.
+        """
+        self._pool = pool
+        self._attempts = attempts
 
     @property
     def sessions_open(self) -> int:
@@ -175,9 +192,12 @@ class Crew:
         )
 
     async def _open(self, ask: Ask) -> Session:
-        return await self._backend.open(
-            self._agents[ask.role],
+        if self._pool is None:
+            raise RuntimeError("the crew has no sessions to take: call enter() first")
+        lease = await self._pool.acquire(
+            self._equip(ask),
             directory=self._directory,
+            mission=self._mission_id,
             title=ask.name,
             metadata={
                 "mission": self._mission_id,
@@ -185,17 +205,34 @@ class Crew:
                 "task": ask.task_id or "",
                 "round": str(ask.round),
             },
+            priority=ask.priority,
         )
+        self._sessions[ask.session] = lease
+        return lease.session
+
+    def _equip(self, ask: Ask) -> Agent:
+        """Return whom to ask, with what this mission's rules add to the agent's own."""
+        agent = self._agents[ask.role]
+        room = max(self._settings.loop.depth - ask.depth, 0)
+        rules = self._settings.people.permissions.get(ask.role.value, ())
+        return evolve(agent, subagent_depth=room, permissions=(*agent.permissions, *rules))
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
         draft = MissionPrompt(
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
-        session, prompt_id = await self.attempts.begin(
-            ask, self._sessions.get(ask.session), partial(self._open, ask)
+        lease = self._sessions.get(ask.session)
+        if self._attempts is None:
+            raise RuntimeError("the crew cannot name prompts: call enter() first")
+        session, prompt_id = await self._attempts.begin(
+            ask,
+            lease.session if lease is not None else None,
+            agent=self._equip(ask),
+            open_=partial(self._open, ask),
         )
-        self._sessions[ask.session] = session
+        if session.id not in self.opened:
+            self.opened.append(session.id)
         turn.session_id = session.id
         self._publish(
             TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
@@ -219,45 +256,26 @@ class Crew:
                 AgentActed(at=self._now(), role=ask.role, task_id=ask.task_id, event=told.event)
             )
 
-    def find(self, key: str) -> Session | None:
-        """Take a session out of the crew, to be closed.
+    def close(self, key: str) -> None:
+        """Give a session back; the pool sees to it that it becomes idle and is closed.
 
         Args:
             key: What the machine calls it.
         """
-        return self._sessions.pop(key, None)
-
-    async def close(self, session: Session) -> None:
-        """Close a session; what goes wrong is logged. Shielded. A checkpoint.
-
-        Args:
-            session: The session.
-        """
-        with anyio.CancelScope(shield=True):
-            try:
-                await session.aclose()
-            except (OrchestraError, OSError) as exc:
-                text = self._scrubber.text(str(exc))
-                _logger.warning("session %s could not be closed: %s", session.id, text)
-            except Exception:  # noqa: BLE001  (logged, without secrets)
-                self._log_exception(
-                    f"session {session.id} failed in a way its contract does not know"
-                )
+        if (lease := self._sessions.pop(key, None)) is not None:
+            lease.release()
 
     async def detach_all(self) -> None:
-        """Leave every session as it is, to somebody else. A checkpoint."""
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
-        for session in sessions:
-            await session.detach()
+        """Leave every session as it is, to somebody else. A checkpoint if there is one."""
+        for lease in self._sessions.values():
+            await lease.session.detach()
+        if self._attempts is not None:
+            await self._attempts.detach()
 
-    async def close_all(self) -> None:
-        """Close every session that is left, at once. A checkpoint."""
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
-        async with anyio.create_task_group() as group:
-            for session in sessions:
-                group.start_soon(self.close, session)
+    def close_all(self) -> None:
+        """Give back every session that is left."""
+        for key in list(self._sessions):
+            self.close(key)
 
     def _log_exception(self, message: str) -> None:
         self._scrubber.log_exception(_logger, message)

@@ -257,7 +257,9 @@ class MissionMachine:
             case Phase.PLANNING:
                 self._planning.resume()
             case Phase.APPROVAL if self._plan is not None:
-                self._tickets.order(AskApproval(ticket=0, plan=self._plan))
+                self._tickets.order(
+                    AskApproval(ticket=0, plan=self._plan, proposal=self._proposals)
+                )
             case Phase.TASKS:
                 self._flow.resume()
             case _:
@@ -398,7 +400,7 @@ class MissionMachine:
         if self._settings.must_approve:
             self._phase = Phase.APPROVAL
             self._proposals += 1
-            self._tickets.order(AskApproval(ticket=0, plan=event.plan))
+            self._tickets.order(AskApproval(ticket=0, plan=event.plan, proposal=self._proposals))
         else:
             self._accept_plan(event.plan)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from orchestra.opencode.mission.plan import TaskSpec
+from orchestra.opencode.mission.prompt_limits import MAX_REASONS
 from orchestra.opencode.mission.report import TaskReport
 
 __all__ = (
@@ -23,14 +24,13 @@ __all__ = (
 
 _MAX_BRIEF = 20_000
 _MAX_SUMMARY = 8_000
-_MAX_REASONS = 4_000
 _MAX_LISTED = 100
 _TASK = re.compile(r"<task>([^<]*)</task>")
 
 
 def _json(value: object) -> str:
-    """Dump JSON that cannot close the tag that it stands in."""
-    return json.dumps(value, ensure_ascii=False, indent=1).replace("<", "\\u003c")
+    """Dump JSON, as short as it gets, that cannot close the tag that it stands in."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _task_block(task: TaskSpec) -> str:
@@ -47,7 +47,7 @@ def _task_block(task: TaskSpec) -> str:
 
 
 def _reasons_block(reasons: Sequence[str]) -> str:
-    room = _MAX_REASONS
+    room = MAX_REASONS
     kept = []
     for reason in reasons:
         if room <= 0:

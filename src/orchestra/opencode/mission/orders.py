@@ -140,7 +140,8 @@ class Ask:
     """Prompt an agent, in the session of that key (opened when there is none).
 
     ``turn`` numbers the prompts of this session: session and turn together name the prompt, also
-    after a restart, so that it is never sent twice.
+    after a restart, so that it is never sent twice. ``depth`` is the agent's place in the lineage:
+    1 for the commander, 2 for those who work for it, 3 for a part of a task.
     """
 
     ticket: int
@@ -153,6 +154,7 @@ class Ask:
     delay: float = 0.0
     model: str | None = None
     priority: Priority = Priority.NORMAL
+    depth: int = 1
 
     @property
     def name(self) -> str:
@@ -197,10 +199,14 @@ class CheckPlan:
 
 @frozen(kw_only=True)
 class AskApproval:
-    """Let somebody decide about the plan; nothing of it has started."""
+    """Let somebody decide about the plan; nothing of it has started.
+
+    ``proposal`` counts the plans that somebody was asked about, also across restarts.
+    """
 
     ticket: int
     plan: Plan
+    proposal: int = 1
 
 
 @frozen(kw_only=True)

@@ -10,6 +10,7 @@ from attrs import field, frozen, validators
 
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
+from orchestra.opencode.mission.people_settings import PeopleSettings
 
 __all__ = (
     "LoopLimits",
@@ -201,6 +202,7 @@ class MissionSettings:
         has_evidence: Whether the workspace is looked at before and after the mission, so that the
             report tells which files changed, and what in them does not parse or looks like a
             secret.
+        people: How long people are waited for, and what agents must ask them.
         redactor: Takes secrets out of prompts, answers, events, the store, the report and the
             log; None: nothing is taken out.
     """
@@ -217,6 +219,7 @@ class MissionSettings:
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
     has_evidence: bool = True
+    people: PeopleSettings = field(factory=PeopleSettings)
     redactor: Redactor | None = field(factory=Redactor)
 
     def permits(self, argv: Sequence[str]) -> bool:

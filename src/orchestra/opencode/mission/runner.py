@@ -24,6 +24,7 @@ from orchestra import (
     MemoryStore,
     MVCCStore,
     SessionBackend,
+    SessionPool,
     background_tasks,
 )
 from orchestra.errors import BlockedError, HookError, MissionError, StoreError
@@ -44,7 +45,6 @@ from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
-    ApprovalGiven,
     Ask,
     Cancel,
     CheckPlan,
@@ -79,13 +79,19 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.people.cancelling import Quiescence
+from orchestra.opencode.people.questions import Person
+from orchestra.opencode.people.side import PeopleSide
 
 __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
+_MAX_SESSIONS = 10_000
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
+_QUIET_LIMIT = 10.0
+"""Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
 
 @final
@@ -113,11 +119,16 @@ class Mission(AsyncContextManagerMixin):
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
         notes: Plain data, without secrets, that is kept with the records for whoever goes on with
             the mission after a crash.
-        saved: The mission to go on with; see `resume`.
+        saved: A mission to go on with, after a crash or an interruption, from `load_mission`. Plan,
+            agents and settings are those of before unless others are given; the workspace is.
+        approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
+            in the store; the first answer counts.
 
     Raises:
+        MissionError: The mission to go on with has come to its end.
         HookOrderError: The hooks and the mission's own steps fit into no order.
-        ValueError: The goal is empty, or a hook has the name of a step of the mission.
+        ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
+            be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
         WorkspaceOwnedError: Somebody else runs a mission in the workspace, with records in the
             same store (on entering).
@@ -135,17 +146,31 @@ class Mission(AsyncContextManagerMixin):
         listener: Callable[[MissionEvent], object] | None = None,
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
+        approve: Person | None = None,
         notes: Mapping[str, Any] | None = None,
         saved: SavedMission | None = None,
     ) -> None:
+        if saved is not None:
+            if not saved.is_unfinished:
+                raise MissionError(f"mission {saved.id} has ended as {saved.state}; start another")
+            directory, plan, settings = (
+                saved.directory,
+                plan or saved.given,
+                settings or saved.settings,
+            )
+            agents, notes = {**saved.agents, **(agents or {})}, notes or saved.launch
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
         self._directory = Path(directory).resolve()
         self._settings = settings or MissionSettings()
+        if self._settings.must_approve and approve is None and store is None:
+            raise ValueError("must_approve is set, but nobody can be asked: give approve or store")
+        self._person = approve
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
+        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -153,13 +178,11 @@ class Mission(AsyncContextManagerMixin):
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}" if saved is None else saved.id
-        self._team = team
         self._plan = plan
         self._notes = notes or {}
         self._saved = saved
         self._crew = Crew(
             self._id,
-            backend=backend,
             directory=self._directory,
             agents=team,
             settings=self._settings,
@@ -176,7 +199,10 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._sessions: SessionPool  # on entering
         self._continuity: Continuity  # on entering, when there is a store
+        self._people: PeopleSide
+        self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
         self._timeline: list[Span] = []
@@ -190,53 +216,6 @@ class Mission(AsyncContextManagerMixin):
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._inbox: list[Event] = []
         self._has_mail = anyio.Event()
-
-    @classmethod
-    def resume(
-        cls,
-        saved: SavedMission,
-        *,
-        backend: SessionBackend,
-        store: MVCCStore,
-        plan: Plan | None = None,
-        agents: Mapping[Role, Agent] | None = None,
-        settings: MissionSettings | None = None,
-        listener: Callable[[MissionEvent], object] | None = None,
-        hooks: HookRegistry | None = None,
-    ) -> Mission:
-        """Return a mission that goes on where an earlier process was killed or interrupted.
-
-        What was accepted is not done again, unless what it was made of, or what it left in the
-        workspace, is another one by now; turns that still run in the backend are followed.
-
-        Args:
-            saved: From `load_mission`.
-            backend: As for the class; the same place as before.
-            store: Where the mission is recorded.
-            plan: A plan in the place of the one that it was given.
-            agents: Agents in the place of those of before.
-            settings: Rules in the place of those of before.
-            listener: As for the class.
-            hooks: As for the class.
-
-        Raises:
-            MissionError: The mission has come to its end.
-        """
-        if not saved.is_unfinished:
-            raise MissionError(f"mission {saved.id} has ended as {saved.state}; start a new one")
-        return cls(
-            saved.goal,
-            backend=backend,
-            directory=saved.directory,
-            plan=plan or saved.given,
-            agents={**saved.agents, **(agents or {})},
-            settings=settings or saved.settings,
-            listener=listener,
-            store=store,
-            hooks=hooks,
-            notes=saved.launch,
-            saved=saved,
-        )
 
     # --- for the caller ---
 
@@ -289,6 +268,23 @@ class Mission(AsyncContextManagerMixin):
         """
         self._post(StopRequested(reason=self._scrubber.text(reason)))
 
+    async def cancel(self, reason: str = "it was cancelled") -> Quiescence:
+        """End the mission, and see that nothing of it runs any more. Always a checkpoint.
+
+        Args:
+            reason: Why; goes into the report.
+
+        Returns:
+            What the backend says of its sessions; ``busy`` lists those that are not known to be
+            idle. Of a mission that is over, what was found at its end.
+
+        Raises:
+            RuntimeError: The mission was left before it ended.
+        """
+        self.stop(reason)
+        await self.wait_finished()
+        return self._quiescence
+
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
         tasks: dict[TaskState, int] = {}
@@ -330,6 +326,15 @@ class Mission(AsyncContextManagerMixin):
             self._continuity = self._keep_records(store)
             await self._continuity.claim()
             stack.push_async_callback(self._continuity.release)
+            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._crew.enter(self._sessions, self._continuity.attempts)
+            self._people = PeopleSide(
+                self._id,
+                store.namespace(self._id),
+                settings=self._settings.people,
+                person=self._person,
+                scrubber=self._scrubber,
+            )
             try:
                 async with background_tasks() as tasks:
                     tasks.start_soon(self._drive)
@@ -355,6 +360,8 @@ class Mission(AsyncContextManagerMixin):
                     work.start_soon(self._keep_todo)
                 if self._settings.deadline is not None:
                     work.start_soon(self._keep_deadline, self._settings.deadline)
+                await self._people.begin()
+                work.start_soon(self._keep_listening)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 if self._settings.has_evidence:
                     await self._witness.begin()
@@ -373,19 +380,33 @@ class Mission(AsyncContextManagerMixin):
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._crew.close_all()
-                    await self._continuity.clean_up()
-                    if finish is None:
-                        await self._record(self._continuity.interrupt("it was cancelled"))
-                    await self._write_todo()
-                    evidence = None if finish is None else await self._witness.end()
-                for warning in self._witness.warnings:
-                    self._warn(warning)
-                if finish is not None:
-                    self._report = self._make_report(finish, evidence)
-                    self._publish(MissionFinished(at=self._now(), report=self._report))
+                    await self._wind_up(finish)
             finally:
                 self._finished.set()  # also when this fails: leaving the mission waits for it
+
+    async def _wind_up(self, finish: Finish | None) -> None:
+        """Close, write and tell what is left; without a finish the mission was cancelled."""
+        self._crew.close_all()
+        await self._sessions.aclose()
+        await self._continuity.clean_up()
+        evidence = None
+        if finish is None:
+            await self._record(self._continuity.interrupt("it was cancelled"))
+            finish = self._machine.finish
+        else:
+            evidence = await self._witness.end()
+        if not self._continuity.is_lost:
+            self._quiescence = await self._people.confirm(
+                self._backend, self._crew.opened, limit=_QUIET_LIMIT
+            )
+        await self._write_todo()
+        for warning in self._witness.warnings:
+            self._warn(warning)
+        if not self._quiescence.is_quiet:
+            self._warn(f"something may still run: {self._quiescence}")
+        if finish is not None:
+            self._report = self._make_report(finish, evidence)
+            self._publish(MissionFinished(at=self._now(), report=self._report))
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -398,6 +419,14 @@ class Mission(AsyncContextManagerMixin):
         events, self._inbox = self._inbox, []
         return events
 
+    def _make_pool(self) -> SessionPool:
+        # Slots are what bounds the turns; a session is held between turns too, also by those who
+        # wait for others, so that a bound on sessions could make them wait for each other.
+        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
+        return SessionPool(
+            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
+        )
+
     def _keep_records(self, store: MVCCStore) -> Continuity:
         about = {
             "goal": self._goal,
@@ -405,7 +434,9 @@ class Mission(AsyncContextManagerMixin):
             "directory": str(self._directory),
             "started_at": self._started_at,
         }
-        continuity = Continuity(
+        if self._saved is not None:
+            self._crew.usage = self._saved.usage
+        return Continuity(
             store,
             self._id,
             machine=self._machine,
@@ -420,10 +451,6 @@ class Mission(AsyncContextManagerMixin):
             saved=self._saved,
             is_shared=self._store is not None,
         )
-        self._crew.attempts = continuity.attempts
-        if self._saved is not None:
-            self._crew.usage = self._saved.usage
-        return continuity
 
     def _lose(self) -> None:
         reason = "somebody else has taken the workspace over, since this process was away too long"
@@ -447,8 +474,7 @@ class Mission(AsyncContextManagerMixin):
             if command.ticket in self._scopes:
                 self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
-            if (session := self._crew.find(command.session)) is not None:
-                work.start_soon(self._crew.close, session)
+            self._crew.close(command.session)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             self._publish(
@@ -483,7 +509,8 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, Integrate):
                     self._post(Integrated(ticket=order.ticket))
                 else:
-                    self._post(ApprovalGiven(ticket=order.ticket, is_approved=True))
+                    shown = self._steps.show_plan(order.plan)
+                    self._post(await self._people.approve(order, shown))
         finally:
             del self._scopes[order.ticket]
 
@@ -533,7 +560,10 @@ class Mission(AsyncContextManagerMixin):
         receipt = Receipt(stage=order.stage, commands=tuple(results))
         self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
 
-    # --- files, clock ---
+    # --- files, clock, people ---
+
+    async def _keep_listening(self) -> None:
+        self._post(await self._people.wait_cancel())
 
     async def _keep_deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)

@@ -185,7 +185,7 @@ class TaskFlow:
 
         Args:
             specs: The tasks of its plans.
-            parts: The tasks that race for one of these, or are a part of it, with its id.
+            parts: Their parts, each with its parent's id.
             records: What was written of each task.
         """
         for position, spec in enumerate(specs):
@@ -244,12 +244,7 @@ class TaskFlow:
             self._move(task, TaskState.WORKING)
 
     def on_answer(self, work: OpenWork, event: AgentAnswered) -> None:
-        """A worker's or reviewer's turn has ended.
-
-        Args:
-            work: What was asked.
-            event: How it ended.
-        """
+        """A worker's or reviewer's turn has ended."""
         task, ask = work.of_task, work.of_ask
         task.usage += event.usage
         if ask.role is Role.WORKER:

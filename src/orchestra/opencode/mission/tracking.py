@@ -87,6 +87,13 @@ class TrackedTask:
         """Whether it races with others for its parent."""
         return self.parent is not None and self.id.startswith(f"{self.parent.id}#")
 
+    @property
+    def lineage(self) -> int:
+        """How deep its agents are: the commander is 1, and one who races is no deeper for that."""
+        if self.parent is None:
+            return 2
+        return self.parent.lineage + (not self.is_racing)
+
     def report(self) -> TaskReport:
         """Return what is known of it."""
         return TaskReport(

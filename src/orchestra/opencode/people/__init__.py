@@ -1,0 +1,1 @@
+"""What a mission asks people, and what people tell a mission while it runs."""

@@ -1,0 +1,331 @@
+"""Questions to people: durable, answered once, by whoever comes first."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import anyio
+import pytest
+
+from orchestra import EmbeddedBackend, MemoryStore, PermissionRule, SQLiteStore, Turn
+from orchestra.events import PermissionRequest
+from orchestra.opencode.mission.events import MissionEvent, PlanAccepted
+from orchestra.opencode.mission.people_settings import PeopleSettings
+from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
+from orchestra.opencode.mission.report import MissionOutcome
+from orchestra.opencode.mission.run import run_mission
+from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.people.approval import describe_plan
+from orchestra.opencode.people.cancelling import wish_cancel
+from orchestra.opencode.people.permissions import MissionPermissions
+from orchestra.opencode.people.questions import (
+    PersonAnswer,
+    PersonQuestion,
+    QuestionDesk,
+    list_questions,
+    write_answer,
+)
+
+PLAN = Plan((TaskSpec(id="a", title="Do a", files=("a.txt",), acceptance=(("true",),)),))
+CAREFUL = MissionSettings(must_approve=True, todo_file=None, retry_delay=0, has_evidence=False)
+
+
+class Workers:
+    """A worker and a reviewer; remembers whether anybody has begun."""
+
+    def __init__(self) -> None:
+        self.prompts = 0
+        self.backend = EmbeddedBackend({"worker": self._work, "reviewer": self._review})
+
+    async def _work(self, _: Turn) -> str:
+        self.prompts += 1
+        return "Done."
+
+    async def _review(self, _: Turn) -> str:
+        return '{"verdict": "accept"}'
+
+
+async def test_the_plan_is_in_the_store_before_anybody_is_asked(tmp_path: Path) -> None:
+    """Whoever is asked about a plan finds the question in the store, and no task has started."""
+    crew = Workers()
+    seen: list[str] = []
+
+    async def approve(question: PersonQuestion) -> bool:
+        namespace = store.namespace(question.mission)
+        seen.extend(await list_questions(namespace))
+        assert question.plan == PLAN
+        assert crew.prompts == 0
+        return True
+
+    async with MemoryStore() as store:
+        with anyio.fail_after(30):
+            report = await run_mission(
+                "g", backend=crew.backend, directory=tmp_path, plan=PLAN, settings=CAREFUL,
+                store=store, approve=approve,
+            )  # fmt: skip
+        namespace = store.namespace((await store.namespaces())[0])
+        assert await list_questions(namespace) == {}
+    assert report.outcome is MissionOutcome.ACCEPTED
+    assert len(seen) == 1
+    assert crew.prompts == 1
+
+
+@pytest.mark.parametrize("is_approved", [True, False])
+async def test_another_process_answers(tmp_path: Path, *, is_approved: bool) -> None:
+    """An answer that is written into the store from elsewhere is the mission's answer."""
+    crew = Workers()
+    path = tmp_path / "missions.db"
+    async with SQLiteStore(path) as store, anyio.create_task_group() as group:
+        reports = []
+
+        async def run() -> None:
+            async with Mission(
+                "g", backend=crew.backend, directory=tmp_path, plan=PLAN, settings=CAREFUL,
+                store=store,
+            ) as mission:  # fmt: skip
+                ids.append(mission.id)
+                reports.append(await mission.wait_finished())
+
+        ids: list[str] = []
+        with anyio.fail_after(30):
+            group.start_soon(run)
+            async with SQLiteStore(path) as other:
+                questions: dict[str, object] = {}
+                while not questions:
+                    await anyio.sleep(0.01)
+                    if ids:
+                        questions = dict(await list_questions(other.namespace(ids[0])))
+                (question,) = questions
+                answer = PersonAnswer(is_approved=is_approved, note="use two files", by="ada")
+                assert await write_answer(other.namespace(ids[0]), question, answer)
+                assert not await write_answer(other.namespace(ids[0]), question, answer)
+    report = reports[0]
+    if is_approved:
+        assert report.outcome is MissionOutcome.ACCEPTED
+    else:
+        assert report.outcome is MissionOutcome.INTERRUPTED
+        assert report.reason == "the plan was not approved: use two files"
+        assert crew.prompts == 0
+
+
+async def test_nobody_answers(tmp_path: Path) -> None:
+    """When the deadline is over the mission is INTERRUPTED, and a sentence says how to go on."""
+    crew = Workers()
+    settings = MissionSettings(
+        must_approve=True, todo_file=None, people=PeopleSettings(approval_deadline=0.05)
+    )
+    async with MemoryStore() as store:
+        with anyio.fail_after(30):
+            report = await run_mission(
+                "g", backend=crew.backend, directory=tmp_path, plan=PLAN, settings=settings,
+                store=store,
+            )  # fmt: skip
+        (mission,) = await store.namespaces()
+        assert len(await list_questions(store.namespace(mission))) == 1
+    assert report.outcome is MissionOutcome.INTERRUPTED
+    assert report.reason == (
+        f"nobody has approved the plan within 0.05 s; approve it with 'orchestra approve {mission}' "
+        f"and go on with 'orchestra resume {mission}'"
+    )
+    assert crew.prompts == 0
+
+
+async def test_an_answer_from_before_a_restart_counts() -> None:
+    """A question that was answered while nobody waited is not put to anybody again."""
+    question = PersonQuestion(id="q", mission="m", text="may I?")
+
+    def refuse(_: PersonQuestion) -> bool:
+        raise AssertionError("asked again")
+
+    async with MemoryStore() as store:
+        with anyio.move_on_after(0.05):
+            await QuestionDesk(store).ask(question)
+        await write_answer(store, "q", PersonAnswer(is_approved=True, by="ada"))
+        with anyio.fail_after(5):
+            answer = await QuestionDesk(store, person=refuse).ask(question)
+    assert answer == PersonAnswer(is_approved=True, by="ada")
+
+
+async def test_a_person_who_fails_leaves_it_to_others() -> None:
+    """A callback that raises is logged; the answer may still come from the store."""
+
+    def fail(_: PersonQuestion) -> bool:
+        raise LookupError("no phone")
+
+    async def answer_later() -> None:
+        await write_answer(store, "q", PersonAnswer(is_approved=False))
+
+    async with MemoryStore() as store, anyio.create_task_group() as group:
+        group.start_soon(answer_later)
+        with anyio.fail_after(5):
+            answer = await QuestionDesk(store, person=fail).ask(
+                PersonQuestion(id="q", mission="m", text="may I?")
+            )
+    assert answer == PersonAnswer(is_approved=False)
+
+
+async def test_somebody_must_be_there_to_approve(tmp_path: Path) -> None:
+    """A mission that needs approval and has nobody to ask is refused when it is made."""
+    with pytest.raises(ValueError, match="nobody can be asked"):
+        Mission("g", backend=Workers().backend, directory=tmp_path, settings=CAREFUL)
+
+
+def test_a_plan_is_shown_as_it_is() -> None:
+    """Tasks, files and commands are lines; what would steer a terminal is not printed."""
+    text = describe_plan(
+        Plan((TaskSpec(id="a", title="T\x1b[2J\nx", acceptance=(("rm", "-rf", "x"),)),))
+    )
+    assert "\x1b" not in text
+    assert "      runs rm -rf x" in text.splitlines()
+
+
+# --- cancelling ---
+
+
+async def _hang(_: Turn) -> str:
+    await anyio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("is_from_outside", [True, False])
+async def test_cancel_ends_the_whole_tree(tmp_path: Path, *, is_from_outside: bool) -> None:
+    """A wish in the store, or `Mission.cancel`, ends the mission; nothing runs afterwards."""
+    started = anyio.Event()
+
+    def listen(event: MissionEvent) -> None:
+        if isinstance(event, PlanAccepted):
+            started.set()
+
+    settings = MissionSettings(todo_file=None, has_evidence=False)
+    async with MemoryStore() as store:
+        backend = EmbeddedBackend({"worker": _hang, "reviewer": _hang})
+        with anyio.fail_after(30):
+            async with Mission(
+                "g", backend=backend, directory=tmp_path, plan=PLAN, settings=settings, store=store,
+                listener=listen,
+            ) as mission:  # fmt: skip
+                await started.wait()
+                await anyio.wait_all_tasks_blocked()
+                if is_from_outside:
+                    await wish_cancel(store.namespace(mission.id), "ada wants it")
+                    report = await mission.wait_finished()
+                    assert report.reason == "ada wants it"
+                quiescence = await mission.cancel()
+        assert quiescence.is_quiet
+        assert quiescence.sessions == 1
+        assert await store.namespace(mission.id).get("quiet") == {
+            "sessions": 1, "busy": [], "why": "",
+        }  # fmt: skip
+        assert (await store.namespace(mission.id).get("mission"))["state"] == "interrupted"
+
+
+async def test_what_still_runs_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose thread cannot be ended is named, not hidden: the process's own word."""
+    monkeypatch.setattr("orchestra.opencode.mission.runner._QUIET_LIMIT", 0.1)
+    begun = anyio.Event()
+    gate = threading.Event()
+
+    def stubborn(turn: Turn) -> str:
+        anyio.from_thread.run_sync(begun.set)
+        gate.wait(30)
+        return "late"
+
+    settings = MissionSettings(todo_file=None, has_evidence=False)
+    backend = EmbeddedBackend({"worker": stubborn, "reviewer": _hang}, thread_grace=0.01)
+    try:
+        with anyio.fail_after(30):
+            async with Mission(
+                "g", backend=backend, directory=tmp_path, plan=PLAN, settings=settings
+            ) as mission:
+                await begun.wait()
+                quiescence = await mission.cancel()
+                report = await mission.wait_finished()
+    finally:
+        gate.set()
+    assert quiescence.busy == ("embedded_1",)
+    assert any("something may still run" in warning for warning in report.warnings)
+
+
+# --- permissions ---
+
+ASKING = PeopleSettings(
+    permission_deadline=0.05,
+    permissions={
+        "worker": (
+            PermissionRule(permission="*", action="allow"),
+            PermissionRule(permission="bash", action="ask"),
+            PermissionRule(permission="bash", pattern="rm *", action="deny"),
+        )
+    },
+)
+
+
+def request(permission: str, *patterns: str, role: str = "worker") -> PermissionRequest:
+    return PermissionRequest(
+        id="p1",
+        session_id="s1",
+        agent="general",
+        permission=permission,
+        patterns=patterns,
+        session_metadata={"mission": "m", "role": role, "task": "a"},
+    )
+
+
+async def test_rules_decide_by_role() -> None:
+    """Last match wins; several patterns are as strict as the strictest; no rule is a no."""
+    permissions = MissionPermissions(ASKING)
+    assert (await permissions(request("edit", "a.txt"))).is_allowed
+    assert not (await permissions(request("edit", "a.txt", role="reviewer"))).is_allowed
+    refused = await permissions(request("bash", "ls", "rm -rf x"))
+    assert not refused.is_allowed
+    assert "not permitted" in refused.message
+    assert "deny=2" in repr(permissions)
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+async def test_an_ask_never_hangs(*, is_allowed: bool) -> None:
+    """opencode#36868, #41991: nobody is there, so the default holds when the time is over."""
+    people = PeopleSettings(
+        permission_deadline=0.05, permission_default=is_allowed, permissions=ASKING.permissions
+    )
+    permissions = MissionPermissions(people)
+    async with MemoryStore() as store:
+        with permissions.asking(store), anyio.fail_after(5):
+            reply = await permissions(request("bash", "ls"))
+        assert await list_questions(store.namespace("m")) == {}
+    assert reply.is_allowed is is_allowed
+
+
+async def test_a_person_is_asked() -> None:
+    """The person sees who wants what, and the word counts."""
+    shown = []
+
+    async def person(question: PersonQuestion) -> PersonAnswer:
+        shown.append(question.text)
+        return PersonAnswer(is_approved=False, note="not today")
+
+    permissions = MissionPermissions(ASKING)
+    async with MemoryStore() as store:
+        with permissions.asking(store, person):
+            reply = await permissions(request("bash", "ls"))
+    assert shown == ["worker a wants to: bash ls"]
+    assert (reply.is_allowed, reply.message) == (False, "not today")
+
+
+async def test_rules_reach_the_agents(tmp_path: Path) -> None:
+    """The rules of a role are appended to those of its agent, which the backend enforces."""
+    found = []
+
+    async def look(turn: Turn) -> str:
+        found.append(turn.agent)
+        return "Done."
+
+    async def review(_: Turn) -> str:
+        return '{"verdict": "accept"}'
+
+    settings = MissionSettings(todo_file=None, has_evidence=False, people=ASKING)
+    backend = EmbeddedBackend({"worker": look, "reviewer": review})
+    await run_mission("g", backend=backend, directory=tmp_path, plan=PLAN, settings=settings)
+    assert found[0].permissions[-3:] == ASKING.permissions["worker"]
+    assert found[0].subagent_depth == 1
