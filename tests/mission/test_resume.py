@@ -231,14 +231,19 @@ async def test_another_prompt_or_model_is_another_result(tmp_path: Path) -> None
     async with MemoryStore() as store:
         name, _ = await run(store, Team(), tmp_path)
         last = await before_the_end(store, name)
-        for change, reason in (
-            ({"prompt": "Be brief."}, "the worker's prompt is another one"),
-            ({"model": "p/m2"}, "the worker's model was the default and is p/m2"),
+        prompt, model = Agent("worker", prompt="Be brief."), Agent("worker", model="p/m2")
+        for other, reason in (
+            (prompt, "the worker's prompt is another one"),
+            (model, "the worker's model was the default and is p/m2"),
         ):
             async with MemoryStore() as crashed:
                 await copy_of(store, name, last, crashed)
                 saved = await load_mission(crashed, name)
-                worker = evolve(saved.agents[Role.WORKER], **change)
+                worker = evolve(
+                    saved.agents[Role.WORKER],
+                    prompt=other.prompt or saved.agents[Role.WORKER].prompt,
+                    model=other.model,
+                )
                 await go_on(crashed, Team(), name, agents={Role.WORKER: worker})
                 why = (await load_mission(crashed, name)).why
                 assert set(why) == {"a", "b", "c"}

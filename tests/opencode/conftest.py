@@ -186,6 +186,7 @@ class FakeServer:
     Attributes:
         faults: Answers by ``METHOD /path``, each given once, in order, in place of the right one.
         silent: Paths that are never answered.
+        held: Paths whose answer waits for an event, after what was asked for has been done.
         is_answering: Whether a prompt is answered by itself with the text ``answer``.
         is_greeting: Whether a new event stream is opened with ``server.connected``.
     """
@@ -194,6 +195,7 @@ class FakeServer:
     requests: list[Request] = field(factory=list)
     faults: dict[str, list[Answer]] = field(factory=dict)
     silent: set[str] = field(factory=set)
+    held: dict[str, anyio.Event] = field(factory=dict)
     messages: dict[str, list[dict[str, Any]]] = field(factory=dict)
     children: dict[str, list[dict[str, Any]]] = field(factory=dict)
     statuses: dict[str, Any] = field(factory=dict)
@@ -310,6 +312,8 @@ class FakeServer:
         is_dropped = fault == DROP
         answer = await self._answer(request) if fault is None or is_dropped else fault
         self._note(request)
+        if request.path in self.held:
+            await self.held[request.path].wait()
         if not is_dropped:
             await client.send(answer.render())
         return not is_dropped

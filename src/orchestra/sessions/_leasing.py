@@ -42,7 +42,7 @@ LABEL: Final[ContextVar[Label | None]] = ContextVar("orchestra_session_label", d
 """What the session is to be called that is opened for a lease in this task."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class KeptSession:
     """A session of a pool.
 
@@ -59,6 +59,9 @@ class KeptSession:
     seen_at: float
     label: Label | None = None
     is_used: bool = False
+
+    def __repr__(self) -> str:
+        return repr(self.session)
 
     def suits(self, place: Place) -> bool:
         """Whether it may be leased there; one that was never used has no mission yet."""

@@ -384,12 +384,13 @@ class SessionPool(AsyncContextManagerMixin):
     async def _keep(self, role: _Role) -> None:
         """Keep the sessions of a role until the pool is left; an owner that is one task."""
         LABEL.set(None)
-        LABEL.set(None)
         WANTED.set(None)  # whoever wanted the role first is not what its own tasks work for
         try:
-            async with role.pool:
-                role.is_open.set()
-                await self._closing.wait()
+            # Leaving the pool is what ends it: who is cancelled may still need to end their turns.
+            with CancelScope(shield=True):
+                async with role.pool:
+                    role.is_open.set()
+                    await self._closing.wait()
         finally:
             role.is_open.set()
             role.is_over = True

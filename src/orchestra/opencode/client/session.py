@@ -493,6 +493,7 @@ class Turn:
             messages=messages,
             is_whole=is_whole,
             children=tuple(children),
+            is_status_known=needs_status,
         )
         self.tell(machine.resolve(snapshot, now=anyio.current_time(), wall=time.time()))
         if machine.needs_resend:

@@ -53,6 +53,7 @@ class Attempts:
         session: Session | None,
         *,
         agent: Agent,
+        directory: Path,
         open_: Callable[[], Awaitable[Session]],
     ) -> tuple[Session, str]:
         """Return where to send a prompt, and under which id. A checkpoint.
@@ -61,6 +62,7 @@ class Attempts:
             ask: The prompt.
             session: Its session, when this process has opened it.
             agent: Whom it is for.
+            directory: Where a new session is opened.
             open_: Opens a new session.
 
         Raises:
@@ -74,7 +76,11 @@ class Attempts:
         known = self._ledger.attempts.get(ask.key)
         if known is not None and known.session == session.id:
             return session, known.prompt
-        attempt = Attempt(session.id, session.new_prompt_id())
+        earlier = self._ledger.attempts.values()
+        place = next(
+            (each.directory for each in earlier if each.session == session.id), str(directory)
+        )
+        attempt = Attempt(session.id, session.new_prompt_id(), place)
         await self._ledger.begin_attempt(ask.key, attempt)
         return session, attempt.prompt
 
@@ -82,10 +88,12 @@ class Attempts:
         earlier = self._ledger.attempts_in(ask.session)
         if not earlier:
             return None
-        session_id = self._ledger.attempts[earlier[-1]].session
+        last = self._ledger.attempts[earlier[-1]]
         try:
-            session = await self._backend.reopen(session_id, agent, directory=self._directory)
-        except SessionLostError:
+            session = await self._backend.reopen(
+                last.session, agent, directory=Path(last.directory)
+            )
+        except (SessionLostError, NotADirectoryError):
             if ask.turn > 1 and ask.role not in _SELF_CONTAINED:
                 raise
             return None
@@ -107,21 +115,24 @@ class Attempts:
             mission_id: The mission, as in the sessions' metadata.
             is_over: Whether none is needed any more.
         """
-        attempts = () if is_over else self._ledger.attempts.values()
-        needed = {attempt.session for attempt in attempts}
-        try:
-            found = await self._backend.find_sessions(
-                {"mission": mission_id}, directory=self._directory
-            )
-            for session_id in found:
-                if session_id not in needed:
-                    agent = self._agents[Role.WORKER]  # nothing is said to it
-                    session = await self._backend.reopen(
-                        session_id, agent, directory=self._directory
-                    )
-                    await session.aclose()
-        except (OrchestraError, OSError) as exc:
-            _LOG.warning("leftovers of mission %s could not be closed: %s", mission_id, exc)
+        attempts = self._ledger.attempts.values()
+        needed = set() if is_over else {attempt.session for attempt in attempts}
+        for directory in {self._directory, *(Path(each.directory) for each in attempts)}:
+            try:
+                await self._close_in(directory, mission_id, needed)
+            except NotADirectoryError:
+                continue  # a task's own copy of the workspace, which is gone
+            except (OrchestraError, OSError) as exc:
+                _LOG.warning("leftovers of mission %s could not be closed: %s", mission_id, exc)
+
+    async def _close_in(self, directory: Path, mission_id: str, needed: set[str]) -> None:
+        agent = self._agents[Role.WORKER]  # nothing is said to it
+        for session_id in await self._backend.find_sessions(
+            {"mission": mission_id}, directory=directory
+        ):
+            if session_id not in needed:
+                session = await self._backend.reopen(session_id, agent, directory=directory)
+                await session.aclose()
 
     def __repr__(self) -> str:
         return f"<Attempts {len(self._ledger.attempts)}, {len(self._reopened)} sessions reopened>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import final
 
 import anyio
@@ -23,11 +22,14 @@ from orchestra.errors import BlockedError, HookError, OrchestraError
 from orchestra.events import (
     Finished,
     SessionEvent,
+    ToolCalled,
     TurnError,
     Usage,
     UsageReported,
 )
 from orchestra.opencode.mission.attempts import Attempts
+from orchestra.opencode.mission.attribution import edited_paths
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
 from orchestra.opencode.mission.failures import as_finished
 from orchestra.opencode.mission.hook_points import (
@@ -43,6 +45,7 @@ from orchestra.opencode.mission.plan import MissionSettings, Role
 from orchestra.opencode.mission.report import Span
 from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
 from orchestra.opencode.mission.turn import Turn
+from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
 __all__ = ("Crew",)
 
@@ -55,7 +58,7 @@ class Crew:
 
     Args:
         mission_id: The mission; sessions carry it in their metadata.
-        directory: The workspace.
+        desks: Where each of them works.
         agents: The agent of each role.
         settings: Their ``turn_timeout`` counts.
         controller: Gives the slots of each role.
@@ -77,7 +80,7 @@ class Crew:
         self,
         mission_id: str,
         *,
-        directory: Path,
+        desks: Desks,
         agents: Mapping[Role, Agent],
         settings: MissionSettings,
         controller: ConcurrencyController,
@@ -88,7 +91,7 @@ class Crew:
         publish: Callable[[MissionEvent], None],
     ) -> None:
         self._mission_id = mission_id
-        self._directory = directory
+        self._desks = desks
         self._agents = agents
         self._settings = settings
         self._controller = controller
@@ -158,7 +161,7 @@ class Crew:
             return turn.cut_off(TurnError(name="TimeoutError", message=message))
         except BlockedError as exc:
             return evolve(as_finished(exc, turn.session_id), usage=turn.usage)
-        except (OrchestraError, OSError, anyio.ClosedResourceError) as exc:
+        except (OrchestraError, OSError, anyio.ClosedResourceError, WorkplaceError) as exc:
             return as_finished(exc, turn.session_id)
         except Exception as exc:  # noqa: BLE001  (logged, without secrets)
             self._log_exception("the backend failed in a way its contract does not know")
@@ -196,7 +199,7 @@ class Crew:
             raise RuntimeError("the crew has no sessions to take: call enter() first")
         lease = await self._pool.acquire(
             self._equip(ask),
-            directory=self._directory,
+            directory=self._desks.directory_of(ask),
             mission=self._mission_id,
             title=ask.name,
             metadata={
@@ -222,6 +225,10 @@ class Crew:
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
+        async with self._desks.working(ask) as place:
+            return await self._send(ask, turn, prompt.message, place)
+
+    async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
         lease = self._sessions.get(ask.session)
         if self._attempts is None:
             raise RuntimeError("the crew cannot name prompts: call enter() first")
@@ -229,6 +236,7 @@ class Crew:
             ask,
             lease.session if lease is not None else None,
             agent=self._equip(ask),
+            directory=self._desks.directory_of(ask),
             open_=partial(self._open, ask),
         )
         if session.id not in self.opened:
@@ -239,15 +247,20 @@ class Crew:
         )
         self.turns_running += 1
         try:
-            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed())
-            return await session.prompt(prompt.message, listener=listener, prompt_id=prompt_id)
+            listener = partial(self._on_session_event, ask, turn, self._scrubber.feed(), place)
+            return await session.prompt(message, listener=listener, prompt_id=prompt_id)
         finally:
             self.turns_running -= 1
             self.turns_finished += 1
 
-    def _on_session_event(self, ask: Ask, turn: Turn, feed: TextFeed, event: SessionEvent) -> None:
+    def _on_session_event(
+        self, ask: Ask, turn: Turn, feed: TextFeed, place: Workplace | None, event: SessionEvent
+    ) -> None:
         if isinstance(event, UsageReported):
             turn.usage += event.usage
+        elif isinstance(event, ToolCalled) and place is not None:
+            for path in edited_paths(event):
+                place.on_edit(path)
         for part in feed.take(event):
             told = self._hooks.call(
                 SESSION_EVENT, SessionTold(role=ask.role, task_id=ask.task_id, event=part)

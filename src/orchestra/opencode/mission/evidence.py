@@ -12,22 +12,25 @@ import hashlib
 import json
 import os
 import stat
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, final
+from typing import TypeAlias, TypeVar, final
 
 from attrs import evolve, frozen
 
 from orchestra import Redactor, WorkStealingPool
 from orchestra.opencode.mission.report import Evidence, Finding
 
-__all__ = ("Tree", "Witness", "WorkspaceWatch")
+__all__ = ("FileState", "TooLargeError", "Tree", "Witness", "WorkspaceWatch", "read_state")
 
 T = TypeVar("T")
+Keep: TypeAlias = Callable[[bytes, bytes], object]
+"""``keep(digest, contents)`` is given what was read; called in threads."""
 
-_SKIPPED = frozenset(
+SKIPPED = frozenset(
     {
         ".git",
         ".hg",
@@ -51,14 +54,37 @@ _MAX_READ = 64 << 20
 """Bytes of a file up to which its contents count; of a larger one size and time do."""
 _MAX_FILES = 200_000
 """Files of a workspace up to which it is looked at."""
+MAX_KEPT = 1 << 20
+"""Bytes of a file up to which its contents are kept."""
 _MAX_LISTED = 1_000
 """Paths and findings that are named; more are counted."""
 
 
+_RACY = 100_000_000
+"""Nanoseconds within which a file may change again without another time: as git, we look again."""
+
+Stamp: TypeAlias = tuple[int, int, int, int, int]
+"""Size, times of contents and of the file itself, its number, its mode."""
+
+
 @frozen
-class _File:
-    stamp: tuple[int, int, int, int]
+class FileState:
+    """A file at one moment.
+
+    Attributes:
+        stamp: What tells whether it may have changed.
+        digest: SHA-256 of its contents; of a link, of where it points to.
+        is_racy: Whether it was so young that the same stamp proves nothing.
+    """
+
+    stamp: Stamp
     digest: bytes
+    is_racy: bool = False
+
+    @property
+    def mode(self) -> int:
+        """Its type and permissions."""
+        return self.stamp[4]
 
 
 @frozen
@@ -70,13 +96,17 @@ class Tree:
         digest: SHA-256 over all paths and contents, in hexadecimal.
     """
 
-    files: Mapping[str, _File]
+    files: Mapping[str, FileState]
     digest: str
 
 
-def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, tuple[int, int, int, int]]]:
+def _stamp(info: os.stat_result) -> Stamp:
+    return (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_mode)
+
+
+def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, Stamp]]:
     """List regular files and links with what tells whether they changed; no link is followed."""
-    found: list[tuple[str, tuple[int, int, int, int]]] = []
+    found: list[tuple[str, Stamp]] = []
     folders = [""]
     while folders and len(found) <= _MAX_FILES:
         folder = folders.pop()
@@ -88,38 +118,64 @@ def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, tuple[int, int,
             path = f"{folder}{entry.name}"
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.name not in _SKIPPED:
+                    if entry.name not in SKIPPED and path not in skipped:
                         folders.append(f"{path}/")
                 elif path not in skipped:
                     info = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
-                        stamp = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-                        found.append((path, stamp))
+                        found.append((path, _stamp(info)))
             except OSError:
                 continue
     found.sort()
     return found
 
 
-def _digest(root: str, path: str) -> bytes:
+def _digest(root: str, path: str, keep: Keep | None = None) -> bytes:
     full = os.path.join(root, path)  # noqa: PTH118  (20,000 times)
     try:
         if os.path.islink(full):  # noqa: PTH114
-            return hashlib.sha256(b"link:" + os.fsencode(os.readlink(full))).digest()  # noqa: PTH115
+            target = b"link:" + os.fsencode(os.readlink(full))  # noqa: PTH115
+            return _kept(target, keep)
         info = os.stat(full)  # noqa: PTH116
         if info.st_size > _MAX_READ:
             return hashlib.sha256(f"large:{info.st_size}:{info.st_mtime_ns}".encode()).digest()
         with open(full, "rb") as file:  # noqa: PTH123
+            if keep is not None and info.st_size <= MAX_KEPT:
+                return _kept(file.read(), keep)
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as exc:
         return hashlib.sha256(f"unreadable:{exc.errno}".encode()).digest()
 
 
-def _digest_batch(root: str, paths: Sequence[str]) -> list[bytes]:
-    return [_digest(root, path) for path in paths]
+def _kept(data: bytes, keep: Keep | None) -> bytes:
+    digest = hashlib.sha256(data).digest()
+    if keep is not None:
+        keep(digest, data)
+    return digest
 
 
-def _summarize(files: Mapping[str, _File]) -> str:
+def _digest_batch(root: str, keep: Keep | None, paths: Sequence[str]) -> list[bytes]:
+    return [_digest(root, path, keep) for path in paths]
+
+
+def read_state(root: str, path: str, keep: Keep | None = None) -> FileState | None:
+    """Return a file as it is now; None when there is none. Blocks.
+
+    Args:
+        root: The workspace.
+        path: The file, relative to it.
+        keep: Given its contents.
+    """
+    try:
+        info = os.lstat(os.path.join(root, path))  # noqa: PTH118
+    except (OSError, ValueError):
+        return None
+    if not (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
+        return None
+    return FileState(_stamp(info), _digest(root, path, keep), is_racy=True)
+
+
+def _summarize(files: Mapping[str, FileState]) -> str:
     total = hashlib.sha256()
     for path, file in files.items():
         total.update(os.fsencode(path) + b"\0" + file.digest)
@@ -192,6 +248,7 @@ class WorkspaceWatch:
         directory: The workspace.
         pool: Does the work.
         skipped: Paths, relative to the workspace, that do not count.
+        keep: Given the contents of every file that is read and not too large.
         redactor: Knows what secrets look like; None: the formats that are known by default.
     """
 
@@ -201,6 +258,7 @@ class WorkspaceWatch:
         pool: WorkStealingPool,
         *,
         skipped: Iterable[str] = (),
+        keep: Keep | None = None,
         redactor: Redactor | None = None,
     ) -> None:
         # In files there is much that looks drawn at random and is not secret.
@@ -208,6 +266,15 @@ class WorkspaceWatch:
         self._root = str(directory)
         self._pool = pool
         self._skipped = frozenset(skipped)
+        self._keep = keep
+
+    def skip(self, paths: Iterable[str]) -> None:
+        """Leave out more files and folders from now on.
+
+        Args:
+            paths: Relative to the workspace.
+        """
+        self._skipped |= frozenset(paths)
 
     async def take(self, earlier: Tree | None = None) -> Tree:
         """Read the tree. A checkpoint.
@@ -218,16 +285,21 @@ class WorkspaceWatch:
         Raises:
             TooLargeError: There are more than 200,000 files.
         """
+        started = time.time_ns()
         listed = await self._pool.run(_walk, self._root, self._skipped)
         if len(listed) > _MAX_FILES:
             raise TooLargeError(f"it has more than {_MAX_FILES:,} files")
         known = earlier.files if earlier is not None else {}
         unknown = [
-            path for path, stamp in listed if path not in known or known[path].stamp != stamp
+            path
+            for path, stamp in listed
+            if path not in known or known[path].is_racy or known[path].stamp != stamp
         ]
-        read = await self._pool.run_many(partial(_digest_batch, self._root), _batches(unknown))
+        read = await self._pool.run_many(
+            partial(_digest_batch, self._root, self._keep), _batches(unknown)
+        )
         digests = dict(zip(unknown, (digest for batch in read for digest in batch), strict=True))
-        return await self._pool.run(_assemble, listed, digests, known)
+        return await self._pool.run(_assemble, listed, digests, known, started - _RACY)
 
     async def compare(self, before: Tree, after: Tree) -> Evidence:
         """Tell what has changed, and look into what is new. A checkpoint.
@@ -258,12 +330,15 @@ class WorkspaceWatch:
 
 
 def _assemble(
-    listed: Sequence[tuple[str, tuple[int, int, int, int]]],
+    listed: Sequence[tuple[str, Stamp]],
     digests: Mapping[str, bytes],
-    known: Mapping[str, _File],
+    known: Mapping[str, FileState],
+    settled_at: int,
 ) -> Tree:
     files = {
-        path: _File(stamp, digests[path]) if path in digests else known[path]
+        path: FileState(stamp, digests[path], is_racy=stamp[2] >= settled_at)
+        if path in digests
+        else known[path]
         for path, stamp in listed
     }
     return Tree(files, _summarize(files))

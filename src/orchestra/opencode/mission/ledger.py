@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 import anyio.to_thread
+from attrs import asdict
 
 from orchestra import MVCCStore, Transaction
 from orchestra.opencode.mission.keys import (
@@ -280,7 +281,7 @@ class Ledger:
 
         async def write(tx: Transaction) -> None:
             await self._check(tx)
-            tx.put(ATTEMPT + key, {"session": attempt.session, "prompt": attempt.prompt})
+            tx.put(ATTEMPT + key, asdict(attempt))
 
         await self._store.transact(write)
         self.attempts[key] = attempt

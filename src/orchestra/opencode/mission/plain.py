@@ -30,6 +30,7 @@ __all__ = (
 )
 
 _COUNTERS = ("sessions", "turns", "reviews", "merges")
+_KEPT_REASONS = 5
 _OUTPUT_LIMIT = 2_000
 
 
@@ -161,6 +162,9 @@ def _troubles_from_plain(plain: Mapping[str, Any]) -> Troubles:
 def task_to_plain(task: TrackedTask) -> dict[str, Any]:
     """Return all that is known of a task under way, but for its specification and evidence.
 
+    Of the reasons why it was sent back only the last ones are there: each step writes the whole of
+    it, and the earlier ones stand in earlier steps.
+
     Args:
         task: The task.
     """
@@ -168,7 +172,7 @@ def task_to_plain(task: TrackedTask) -> dict[str, Any]:
         "state": task.state.value,
         "round": task.round,
         "position": task.position,
-        "reasons": list(task.reasons),
+        "reasons": task.reasons[-_KEPT_REASONS:],
         "sent_back": list(task.sent_back),
         "note": task.note,
         "summary": task.summary,

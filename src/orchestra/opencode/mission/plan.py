@@ -10,6 +10,7 @@ from attrs import field, frozen, validators
 
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
+from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.people_settings import PeopleSettings
 
 __all__ = (
@@ -188,6 +189,7 @@ class MissionSettings:
     Attributes:
         limits: How many sessions of each role may work at once; 10 for a role that is left out.
         loop: When a mission that does not get anywhere is ended.
+        isolation: Where workers work: all in the workspace, or each in a copy of it.
         fallbacks: For each role the models that are taken, in this order, when its own fails for
             good.
         must_approve: Whether somebody must approve the plan before its tasks start.
@@ -209,6 +211,7 @@ class MissionSettings:
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     loop: LoopLimits = field(factory=LoopLimits)
+    isolation: Isolation = field(factory=Isolation)
     fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
     must_approve: bool = False
     acceptance: tuple[tuple[str, ...], ...] = ()

@@ -32,6 +32,7 @@ from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.acceptance import run_acceptance
 from orchestra.opencode.mission.continuity import Continuity
 from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
     CommandFinished,
     MissionEvent,
@@ -50,11 +51,11 @@ from orchestra.opencode.mission.orders import (
     CheckPlan,
     CloseSession,
     Command,
+    Discard,
     Event,
     Finish,
     GatesFinished,
     Integrate,
-    Integrated,
     Order,
     PlanChecked,
     PlanMade,
@@ -64,6 +65,7 @@ from orchestra.opencode.mission.orders import (
     Warn,
     WorkStarted,
 )
+from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import (
     CommandResult,
@@ -79,6 +81,8 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.workplaces import Change
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.people.side import PeopleSide
@@ -181,9 +185,10 @@ class Mission(AsyncContextManagerMixin):
         self._plan = plan
         self._notes = notes or {}
         self._saved = saved
+        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
-            directory=self._directory,
+            desks=self._desks,
             agents=team,
             settings=self._settings,
             controller=self._controller,
@@ -326,6 +331,15 @@ class Mission(AsyncContextManagerMixin):
             self._continuity = self._keep_records(store)
             await self._continuity.claim()
             stack.push_async_callback(self._continuity.release)
+            self._desks.places = Places(
+                self._directory,
+                store.namespace(self._id),
+                mission_id=self._id,
+                isolation=self._settings.isolation,
+                skipped=[self._settings.todo_file or ""],
+                is_watched=self._settings.has_evidence,
+            )
+            stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
             self._crew.enter(self._sessions, self._continuity.attempts)
             self._people = PeopleSide(
@@ -366,6 +380,9 @@ class Mission(AsyncContextManagerMixin):
                 if self._settings.has_evidence:
                     await self._witness.begin()
                 commands = await self._continuity.begin()
+                if problem := await self._desks.begin():
+                    stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
+                    commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands, events)
                     for command in commands:
@@ -399,6 +416,8 @@ class Mission(AsyncContextManagerMixin):
             self._quiescence = await self._people.confirm(
                 self._backend, self._crew.opened, limit=_QUIET_LIMIT
             )
+        await self._desks.places.aclose()
+        self._tell_of_places()
         await self._write_todo()
         for warning in self._witness.warnings:
             self._warn(warning)
@@ -466,7 +485,7 @@ class Mission(AsyncContextManagerMixin):
             return [*commands, *self._machine.handle(stop)]
         return commands
 
-    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
         if isinstance(command, Order):
             scope = self._scopes[command.ticket] = anyio.CancelScope()
             work.start_soon(self._fulfil, command, scope)
@@ -475,8 +494,12 @@ class Mission(AsyncContextManagerMixin):
                 self._scopes[command.ticket].cancel()
         elif isinstance(command, CloseSession):
             self._crew.close(command.session)
+        elif isinstance(command, Discard):
+            work.start_soon(self._desks.leave, command.task_id)
         elif isinstance(command, TaskMoved):
             self._is_todo_stale.set()
+            if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
+                work.start_soon(self._desks.leave, command.task_id)
             self._publish(
                 TaskChanged(
                     at=self._now(),
@@ -507,10 +530,14 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, RunGates):
                     await self._run_gates(order)
                 elif isinstance(order, Integrate):
-                    self._post(Integrated(ticket=order.ticket))
+                    self._post(await self._desks.integrate(order))
+                    self._tell_of_places()
                 else:
                     shown = self._steps.show_plan(order.plan)
                     self._post(await self._people.approve(order, shown))
+        except StoreError as exc:
+            reason = f"the mission's state cannot be written: {exc}"
+            self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
 
@@ -534,16 +561,21 @@ class Mission(AsyncContextManagerMixin):
             CommandResult(argv=argv, refusal="it is not on the mission's allow list")
             for argv in order.refused
         ]
-        async with self._controller.lease("acceptance"):
+        places = self._desks.places
+        place = None if order.task_id is None else await self._desks.open(order.task_id)
+        directory = self._directory if place is None else place.directory
+        change = Change(tree="", directory=directory) if place is None else await place.look()
+        async with self._controller.lease("acceptance"), (place or places).at_work():
             started = self._now()
             self._post(WorkStarted(ticket=order.ticket))
             for argv in order.commands:
-                result = await run_acceptance(
-                    argv, directory=self._directory, settings=self._settings
-                )
+                result = await run_acceptance(argv, directory=directory, settings=self._settings)
                 result = self._scrubber.value(result)
                 results.append(result)
                 self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
+        if place is None:
+            change = await places.whole()
+        self._tell_of_places()
         is_failed = any(result.is_failed for result in results)
         if order.commands:
             self._timeline.append(
@@ -557,8 +589,16 @@ class Mission(AsyncContextManagerMixin):
                     outcome="failed" if is_failed else "done",
                 )
             )
-        receipt = Receipt(stage=order.stage, commands=tuple(results))
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt))
+        receipt = Receipt(
+            stage=order.stage,
+            tree=change.tree,
+            problems=change.problems,
+            commands=tuple(results),
+            changed=change.changed,
+            strays=change.strays,
+        )
+        evidence = "" if place is None else self._scrubber.text(change.diff)
+        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
 
     # --- files, clock, people ---
 
@@ -593,6 +633,11 @@ class Mission(AsyncContextManagerMixin):
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
         while ledger.warnings:
             self._warn(ledger.warnings.pop())
+
+    def _tell_of_places(self) -> None:
+        warnings = self._desks.places.warnings
+        while warnings:
+            self._warn(warnings.pop(0))
 
     def _now(self) -> float:
         return anyio.current_time() - self._started

@@ -46,10 +46,12 @@ class Attempt:
     Attributes:
         session: The id of its session.
         prompt: Its own id.
+        directory: Where the session was opened.
     """
 
     session: str
     prompt: str
+    directory: str
 
 
 @frozen(kw_only=True)

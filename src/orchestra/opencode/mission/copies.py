@@ -1,0 +1,267 @@
+"""A bounded copy of the workspace for those who race, where there is no git."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import final
+
+import anyio
+
+from orchestra import WorkStealingPool
+from orchestra.opencode.mission.attribution import Seat
+from orchestra.opencode.mission.contents import Contents
+from orchestra.opencode.mission.evidence import FileState, TooLargeError, Tree, WorkspaceWatch
+from orchestra.opencode.mission.leases import Leases
+from orchestra.opencode.mission.putting_back import write_file
+from orchestra.opencode.mission.workplaces import Change, Taken, Workplace, WorkplaceError
+from orchestra.opencode.mission.workspace import (
+    MAX_LISTED,
+    Workspace,
+    diff_states,
+    slug,
+    tree_digest,
+)
+
+__all__ = ("Copies",)
+
+_MAX_FILES = 20_000
+_MAX_BYTES = 512 << 20
+
+
+@final
+class Copies:
+    """The copies of one mission.
+
+    Args:
+        workspace: The workspace.
+        leases: Where the leases stand.
+        pool: Copies and compares.
+        skipped: Paths, relative to the workspace, that do not count.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        leases: Leases,
+        pool: WorkStealingPool,
+        skipped: Sequence[str],
+    ) -> None:
+        self.workspace: Workspace = workspace
+        self.leases: Leases = leases
+        self.pool: WorkStealingPool = pool
+        self._skipped = skipped
+        self._open: dict[str, _Copy] = {}
+
+    async def open(self, task_id: str, files: tuple[str, ...]) -> Workplace:
+        """Give a task its copy, or the one that it has. A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write.
+
+        Raises:
+            WorkplaceError: The workspace is too large to be copied, or cannot be.
+        """
+        fence = await self.leases.take(task_id, files)
+        copy = self._open.get(task_id)
+        if copy is None:
+            copy = self._open[task_id] = await self._make(task_id, files)
+        copy.seat.fence = fence
+        return copy
+
+    async def _make(self, task_id: str, files: tuple[str, ...]) -> _Copy:
+        root = self.workspace.directory
+        contents = Contents()
+        folder = Path(tempfile.mkdtemp(prefix="orchestra-copy-"))
+        top = folder / slug(task_id)
+        try:
+            listed = await WorkspaceWatch(root, self.pool, skipped=self._skipped).take()
+            if len(listed.files) > _MAX_FILES or _size(listed) > _MAX_BYTES:
+                raise TooLargeError(f"of more than {_MAX_FILES:,} files or {_MAX_BYTES >> 20} MiB")
+            await self.pool.run(_copy, root, top, list(listed.files))
+            watch = WorkspaceWatch(top, self.pool, skipped=self._skipped, keep=contents.keep)
+            base = await watch.take()
+        except (OSError, TooLargeError) as exc:
+            shutil.rmtree(folder, ignore_errors=True)
+            why = f"there is no copy of the workspace for task {task_id!r}: {exc}"
+            raise WorkplaceError(why) from exc
+        return _Copy(self, Seat(task_id, files), top, watch, base, contents)
+
+    async def remove(self, copy: _Copy) -> None:
+        """Remove a copy. A checkpoint.
+
+        Args:
+            copy: The copy.
+        """
+        if self._open.get(copy.seat.task_id) is copy:
+            del self._open[copy.seat.task_id]
+        copy.contents.close()
+        with anyio.CancelScope(shield=True):
+            await self.pool.run(shutil.rmtree, copy.directory.parent, True)
+
+    async def aclose(self) -> None:
+        """Remove what is left. A checkpoint."""
+        for copy in list(self._open.values()):
+            await self.remove(copy)
+
+    def __repr__(self) -> str:
+        return f"<Copies {len(self._open)}>"
+
+
+def _size(tree: Tree) -> int:
+    return sum(state.stamp[0] for state in tree.files.values())
+
+
+def _copy(root: Path, top: Path, paths: Sequence[str]) -> None:
+    top.mkdir()
+    for path in paths:
+        target = top / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / path, target, follow_symlinks=False)
+
+
+@final
+class _Copy(Workplace):
+    """A task that works in a copy."""
+
+    def __init__(
+        self,
+        copies: Copies,
+        seat: Seat,
+        directory: Path,
+        watch: WorkspaceWatch,
+        base: Tree,
+        contents: Contents,
+    ) -> None:
+        self.seat = seat
+        self.contents = contents
+        self._copies = copies
+        self._directory = directory
+        self._watch = watch
+        self._tree = base
+        self._base: dict[str, FileState] = dict(base.files)
+        self._strays: list[str] = []
+        self._idle = anyio.Event()
+        self._idle.set()
+
+    @property
+    def directory(self) -> Path:
+        """The copy."""
+        return self._directory
+
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """See `Workplace.at_work`."""
+        return self._work()
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncIterator[None]:
+        self.seat.working += 1
+        self._idle = anyio.Event()
+        try:
+            yield
+        finally:
+            self.seat.working -= 1
+            if not self.seat.working:
+                self._idle.set()
+
+    def on_edit(self, path: str) -> None:
+        """Nothing: whatever changes in the copy, this task has done it."""
+
+    async def look(self) -> Change:
+        """See `Workplace.look`."""
+        changed = await self._changed()
+        if strays := [path for path in changed if not self._may_write(path)]:
+            self._strays += strays
+            await self._copies.workspace.put_aside(self.seat.task_id, self._directory, strays)
+            await self._restore(strays)
+            changed = await self._changed()
+        now = self._tree.files
+        pairs = [(path, self._base.get(path), now.get(path)) for path in changed]
+        return Change(
+            tree=self._digest(changed),
+            directory=self._directory,
+            changed=tuple(changed[:MAX_LISTED]),
+            strays=tuple(dict.fromkeys(self._strays))[:MAX_LISTED],
+            diff=await self._copies.pool.run(diff_states, self.contents, pairs),
+        )
+
+    async def _changed(self) -> list[str]:
+        self._tree = await self._watch.take(self._tree)
+        now = self._tree.files
+        return sorted(
+            path
+            for path in {*now, *self._base}
+            if path not in now
+            or path not in self._base
+            or now[path].digest != self._base[path].digest
+        )
+
+    def _may_write(self, path: str) -> bool:
+        if self.seat.files:
+            return self.seat.covers(path)
+        return self._copies.workspace.seats.holder(path) is None
+
+    def _digest(self, changed: Sequence[str]) -> str:
+        paths = {*self.seat.files, *changed}
+        now = self._tree.files
+        return tree_digest({path: now[path].digest if path in now else None for path in paths})
+
+    async def _restore(self, paths: Sequence[str]) -> None:
+        files = {path: self._base[path] for path in paths if path in self._base}
+        await self._copies.pool.run(_write_all, str(self._directory), self.contents, files)
+
+    async def integrate(self, tree: str) -> Taken:
+        """See `Workplace.integrate`."""
+        changed = await self._changed()
+        if self._digest(changed) != tree:
+            return Taken(is_moved=True)
+        seat, workspace, leases = self.seat, self._copies.workspace, self._copies.leases
+        if problem := await leases.check(seat.task_id, seat.files, seat.fence):
+            return Taken(problem=problem)
+        await workspace.refresh()
+        if moved := [path for path in changed if self._is_moved(path)]:
+            return Taken(problem=await self._hand_back(moved))
+        files = {path: self._tree.files.get(path) for path in changed}
+        if problem := await workspace.write(files, self.contents):
+            return Taken(problem=problem)
+        problem = await leases.accept(seat.task_id, seat.files, seat.fence, tree)
+        await self._copies.remove(self)
+        return Taken(problem=problem)
+
+    def _is_moved(self, path: str) -> bool:
+        workspace = self._copies.workspace
+        now, base = workspace.state(path), self._base.get(path)
+        is_changed = (now and now.digest) != (base and base.digest)
+        return is_changed or workspace.seats.holder(path) is not None
+
+    async def _hand_back(self, paths: Sequence[str]) -> str:
+        workspace = self._copies.workspace
+        text = await workspace.diff({path: self._base.get(path) for path in paths})
+        for path in paths:
+            if (state := workspace.state(path)) is None:
+                self._base.pop(path, None)
+            else:
+                self._base[path] = state
+        names = ", ".join(paths[:10])
+        return (
+            f"others have changed {names} meanwhile; put what they did into yours as well, "
+            f"it will be replaced by yours otherwise.\n{text[:3_000]}"
+        )
+
+    async def discard(self) -> None:
+        """See `Workplace.discard`."""
+        await self._idle.wait()
+        await self._copies.remove(self)
+
+    def __repr__(self) -> str:
+        return f"<Copy {self._directory} of {self.seat.task_id!r}>"
+
+
+def _write_all(root: str, contents: Contents, files: dict[str, FileState]) -> None:
+    for path, state in files.items():
+        if (data := contents.get(state.digest)) is not None:
+            write_file(root, path, data, state.mode)

@@ -1,0 +1,127 @@
+"""Which workplace a turn, a check or a merge belongs to: the mission's way to its workplaces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import final
+
+from orchestra.opencode.mission.orders import Ask, Integrate, Integrated
+from orchestra.opencode.mission.plan import Role
+from orchestra.opencode.mission.report import TaskReport, TaskState
+from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError, Workplaces
+
+__all__ = ("Desks",)
+
+
+@final
+class Desks:
+    """Finds and makes the workplaces of a mission's tasks.
+
+    Args:
+        directory: The workspace.
+        report: Tells what is known of a task.
+        order: Tells every task's state, in plan order.
+
+    Attributes:
+        places: The workplaces; set before anything is asked of this.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        report: Callable[[str], TaskReport],
+        order: Callable[[], dict[str, TaskState]],
+    ) -> None:
+        self._directory = directory
+        self._report = report
+        self._order = order
+        self.places: Workplaces
+
+    async def begin(self) -> str:
+        """Look at the workspace for the first time. A checkpoint.
+
+        Returns:
+            Why the mission cannot work there; empty: it can.
+        """
+        try:
+            await self.places.begin()
+        except WorkplaceError as exc:
+            return str(exc)
+        return ""
+
+    async def open(self, task_id: str) -> Workplace:
+        """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.
+
+        Args:
+            task_id: The task.
+
+        Raises:
+            WorkplaceError: There cannot be one.
+            StoreError: Its leases cannot be written.
+        """
+        task = self._report(task_id)
+        is_racing = bool(task.parent) and task_id.startswith(f"{task.parent}#")
+        order = list(self._order())
+        return await self.places.open(
+            task_id,
+            task.files,
+            is_apart=is_racing,
+            # Those who race for the same task do not wait for each other.
+            position=order.index(task.parent if is_racing else task_id),
+        )
+
+    @asynccontextmanager
+    async def working(self, ask: Ask) -> AsyncIterator[Workplace | None]:
+        """Let a worker work at its workplace during this block; the others only look.
+
+        Args:
+            ask: What is asked of whom.
+
+        Raises:
+            WorkplaceError: There cannot be a workplace.
+        """
+        if ask.role is not Role.WORKER or ask.task_id is None:
+            yield None
+            return
+        place = await self.open(ask.task_id)
+        async with place.at_work():
+            yield place
+
+    def directory_of(self, ask: Ask) -> Path:
+        """Return where an agent's session is.
+
+        Args:
+            ask: What is asked of whom.
+        """
+        place = None if ask.task_id is None else self.places.find(ask.task_id)
+        return self._directory if place is None else place.directory
+
+    async def integrate(self, order: Integrate) -> Integrated:
+        """Take a task's change over into the workspace. A checkpoint.
+
+        Args:
+            order: The machine's.
+
+        Raises:
+            StoreError: It cannot be written that it was.
+        """
+        try:
+            place = self.places.find(order.task_id) or await self.open(order.task_id)
+            taken = await place.integrate(order.receipt.tree)
+        except WorkplaceError as exc:
+            return Integrated(ticket=order.ticket, problem=str(exc))
+        return Integrated(ticket=order.ticket, problem=taken.problem, is_moved=taken.is_moved)
+
+    async def leave(self, task_id: str) -> None:
+        """A task has ended without a change that counts. A checkpoint.
+
+        Args:
+            task_id: The task.
+        """
+        if (place := self.places.find(task_id)) is not None:
+            await place.discard()
+
+    def __repr__(self) -> str:
+        return f"<Desks {self.places!r}>"

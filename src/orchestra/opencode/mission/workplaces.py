@@ -1,0 +1,162 @@
+"""Where workers work, and how what they changed gets into the workspace: the contract.
+
+A mission has one `Workplaces`. A task gets a `Workplace` with its first turn and keeps it until
+its change is taken over or discarded. Some are the workspace itself, others a copy of it; a mission
+does not see the difference.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from attrs import field, frozen
+
+__all__ = ("Change", "Taken", "Workplace", "WorkplaceError", "Workplaces")
+
+
+class WorkplaceError(Exception):
+    """A workplace cannot be made, or not be worked in; the message is for people."""
+
+
+@frozen(kw_only=True)
+class Change:
+    """What somebody has changed, as we saw it ourselves.
+
+    Attributes:
+        tree: Digest of the files that it is about, in hexadecimal: of a task those that it has a
+            lease on and those that it changed, of a mission the whole workspace.
+        directory: Where it can be looked at.
+        changed: Files that changed, relative to the directory, at most 1,000.
+        strays: Files that the task changed without a lease on them, at most 1,000. They are not
+            part of the change any more: they were put back.
+        problems: Why it cannot be taken for the task's work, one sentence each.
+        diff: The change as a unified diff of bounded length.
+    """
+
+    tree: str
+    directory: Path
+    changed: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    diff: str = field(default="", repr=False)
+
+
+@frozen(kw_only=True)
+class Taken:
+    """What became of a change that was to be taken over.
+
+    Attributes:
+        problem: Why it was not, for the worker; empty: it was.
+        is_moved: Whether that is because the files are not those any more that were checked.
+    """
+
+    problem: str = ""
+    is_moved: bool = False
+
+
+class Workplace(ABC):
+    """Where one task is worked on; from `Workplaces.open`."""
+
+    @property
+    @abstractmethod
+    def directory(self) -> Path:
+        """Where its worker works and its commands run."""
+
+    @abstractmethod
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """Say that the task's worker, or one of its commands, is at work during this block.
+
+        What it leaves at the end is the task's; what others change in it afterwards is not.
+        """
+
+    @abstractmethod
+    def on_edit(self, path: str) -> None:
+        """A tool call of the task's worker has written a file.
+
+        Args:
+            path: As the call named it.
+        """
+
+    @abstractmethod
+    async def look(self) -> Change:
+        """Tell what the task has changed since it began; what is not its own is put aside first.
+
+        A checkpoint.
+        """
+
+    @abstractmethod
+    async def integrate(self, tree: str) -> Taken:
+        """Take the change over into the workspace, if it still is what was checked. A checkpoint.
+
+        Afterwards the task has left its workplace.
+
+        Args:
+            tree: `Change.tree` of what was checked.
+        """
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """Leave the workplace without a change that counts, once nobody is at work there.
+
+        What was done in a copy does not get into the workspace. Idempotent. A checkpoint.
+        """
+
+
+class Workplaces(ABC):
+    """A mission's workplaces. `begin` first, `aclose` last."""
+
+    @property
+    @abstractmethod
+    def warnings(self) -> list[str]:
+        """What should be known of strays and other oddities, in order; whoever tells it empties it."""
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Look at the workspace before anybody changes it. A checkpoint.
+
+        Raises:
+            WorkplaceError: This mission cannot work there.
+        """
+
+    @abstractmethod
+    async def open(
+        self, task_id: str, files: Sequence[str], *, is_apart: bool = False, position: int = 0
+    ) -> Workplace:
+        """Give a task its workplace for the attempt that begins, or the one that it has.
+
+        The leases on its files are taken anew: what holds older ones, an earlier attempt of the
+        same task too, can take over nothing any more. A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write, relative to the workspace; none: any file that nobody has a
+                lease on.
+            is_apart: Whether it must be a copy of the workspace.
+            position: The task's place in the plan.
+
+        Raises:
+            WorkplaceError: There cannot be one.
+        """
+
+    @abstractmethod
+    def find(self, task_id: str) -> Workplace | None:
+        """Return the workplace that a task has.
+
+        Args:
+            task_id: The task.
+        """
+
+    @abstractmethod
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """Say that one of the mission's own commands is at work in the workspace."""
+
+    @abstractmethod
+    async def whole(self) -> Change:
+        """Tell what the whole mission has changed in the workspace since it began. A checkpoint."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give everything back. Work in copies that was not taken over is kept aside first."""

@@ -1,0 +1,452 @@
+"""A git worktree for a worker: made from the workspace as it is, merged into it in plan order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import final
+
+import anyio
+import anyio.to_thread
+
+from orchestra.opencode.mission.attribution import Seat, Seats
+from orchestra.opencode.mission.git import GitError, split
+from orchestra.opencode.mission.leases import Leases
+from orchestra.opencode.mission.mission_lock import MissionLock
+from orchestra.opencode.mission.repository import Repository
+from orchestra.opencode.mission.workplaces import Change, Taken, Workplace, WorkplaceError
+from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
+
+__all__ = ("Worktree", "Worktrees", "default_home")
+
+_MAX_TRIES = 5
+_MAX_CONFLICT = 3_000
+
+
+def default_home() -> Path:
+    """Return the folder for worktrees: of this user, and outside of every workspace."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "orchestra" / "worktrees"
+
+
+@final
+class Worktrees:
+    """The worktrees of one mission.
+
+    Args:
+        repository: The repository that the workspace is in.
+        workspace: The workspace.
+        leases: Where the leases stand.
+        mission_id: The mission.
+        home: The folder that holds the worktrees of all workspaces.
+        patience: Seconds that a change waits for those that come before it in the plan.
+        warn: Takes what should be known.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        workspace: Workspace,
+        leases: Leases,
+        *,
+        mission_id: str,
+        home: Path,
+        patience: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.repository: Repository = repository
+        self.workspace: Workspace = workspace
+        self.leases: Leases = leases
+        self.seats: Seats = Seats()
+        self._mission_id = mission_id
+        name = hashlib.sha256(os.fsencode(workspace.directory)).hexdigest()[:16]
+        self._home = home / name
+        self._folder = self._home / mission_id
+        self._patience = patience
+        self._warn = warn
+        self._lock = anyio.Lock()
+        self._mission_lock = MissionLock(self._folder / "lock")
+        self._tip = ""
+        self._open: dict[str, Worktree] = {}
+        self._is_moved = anyio.Event()
+
+    async def begin(self) -> None:
+        """Get ready, and put away what dead missions have left. A checkpoint.
+
+        Raises:
+            WorkplaceError: Worktrees cannot be made.
+        """
+        try:
+            await anyio.to_thread.run_sync(self._make_folder)
+            self._mission_lock.take()
+            await self._sweep()
+            self._tip = await self._find_tip()
+            await self.snapshot()
+        except (GitError, OSError) as exc:
+            raise WorkplaceError(f"worktrees cannot be made: {exc}") from exc
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._home.chmod(0o700)
+
+    @property
+    def _tip_ref(self) -> str:
+        return f"refs/orchestra/{self._mission_id}"
+
+    async def _find_tip(self) -> str:
+        git = self.repository.git
+        _, out, _ = await git.ask("rev-parse", "--verify", "--quiet", self._tip_ref)
+        return out.strip() or await self.repository.head()
+
+    async def snapshot(self) -> str:
+        """Return a commit that holds the workspace as it is, uncommitted work too. A checkpoint.
+
+        Raises:
+            GitError: It cannot be made.
+        """
+        repository = self.repository
+        tree = await repository.tree(repository.git.directory, self._folder / "index")
+        if not self._tip or tree != await repository.tree_of(self._tip):
+            await self._move_tip(
+                await repository.commit(tree, "The workspace", *filter(None, [self._tip]))
+            )
+        return self._tip
+
+    async def _move_tip(self, commit: str) -> None:
+        self._tip = commit
+        await self.repository.git.run("update-ref", self._tip_ref, commit)
+
+    # --- one task's ---
+
+    async def open(self, task_id: str, files: tuple[str, ...], position: int) -> Worktree:
+        """Give a task its worktree, or the one that it has. A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write.
+            position: Its place in the plan.
+
+        Raises:
+            WorkplaceError: It cannot be made.
+        """
+        fence = await self.leases.take(task_id, files)
+        place = self._open.get(task_id)
+        if place is None:
+            async with self._lock:
+                place = await self._make(task_id, files, position)
+            self._open[task_id] = place
+        self.seats.enter(place.seat)
+        place.seat.fence = fence
+        return place
+
+    async def _make(self, task_id: str, files: tuple[str, ...], position: int) -> Worktree:
+        top = self._folder / slug(task_id)
+        base_file = self._folder / f"{top.name}.base"
+        try:
+            if await anyio.Path(top).is_dir() and await anyio.Path(base_file).is_file():
+                base = (await anyio.Path(base_file).read_text()).strip()  # after a restart
+            else:
+                base = await self.snapshot()
+                branch = await self.repository.free_branch(
+                    f"orchestra/{self._mission_id}/{top.name}"
+                )
+                await self.repository.git.run(
+                    "worktree", "add", "--quiet", "-b", branch, str(top), base
+                )
+                await anyio.Path(base_file).write_text(base)
+        except (GitError, OSError) as exc:
+            raise WorkplaceError(f"there is no worktree for task {task_id!r}: {exc}") from exc
+        return Worktree(self, Seat(task_id, files), top, base, position)
+
+    async def rebase(self, place: Worktree, base: str) -> None:
+        """Write down that a worktree's change is to be seen against another commit.
+
+        Args:
+            place: The worktree.
+            base: The commit.
+        """
+        place.base = base
+        await anyio.Path(self._folder / f"{place.top.name}.base").write_text(base)
+
+    def index_of(self, top: Path) -> Path:
+        """Return the index that is used for a worktree.
+
+        Args:
+            top: The worktree.
+        """
+        return top.with_name(f"{top.name}.index")
+
+    # --- taking over ---
+
+    async def integrate(self, place: Worktree, tree: str) -> Taken:
+        """Merge a worktree's change into the workspace, when it is its turn. A checkpoint.
+
+        Args:
+            place: The worktree.
+            tree: What was checked.
+        """
+        place.is_checked = True
+        with anyio.move_on_after(self._patience):
+            while self._comes_before(place):
+                await self._is_moved.wait()
+        async with self._lock:
+            try:
+                taken = await self._integrate(place, tree)
+            except GitError as exc:
+                taken = Taken(problem=str(exc))
+        if not taken.problem and not taken.is_moved:
+            await self.close(place)
+        return taken
+
+    def _comes_before(self, place: Worktree) -> bool:
+        return any(other.position < place.position for other in self._open.values())
+
+    async def _integrate(self, place: Worktree, tree: str) -> Taken:
+        repository, seat = self.repository, place.seat
+        if (await place.tree()) != tree:
+            return Taken(is_moved=True)
+        message = f"Task {seat.task_id}"
+        change = await repository.commit(tree, message, place.base)
+        if problem := await self.leases.check(seat.task_id, seat.files, seat.fence):
+            return Taken(problem=problem)
+        for _ in range(_MAX_TRIES):
+            tip = await self.snapshot()
+            merge = await repository.merge(tip, change)
+            if merge.conflicts:
+                return Taken(
+                    problem=await self._hand_back(place, tree, tip, merge.tree, merge.conflicts)
+                )
+            touched = await repository.changed(tip, merge.tree)
+            if held := [path for path in touched if self.workspace.seats.holder(path)]:
+                return Taken(problem=f"another task has a lease on {held[0]}: leave it alone")
+            async with self.workspace.writing():
+                top, index = repository.git.directory, self._folder / "index"
+                if not await repository.write(top, index, tip, merge.tree):
+                    continue  # a person has changed one of the files just now: merge with that
+                await self.workspace.written(touched)
+            await self._move_tip(await repository.commit(merge.tree, message, tip, change))
+            place.merged = change
+            problem = await self.leases.accept(seat.task_id, seat.files, seat.fence, tree)
+            return Taken(problem=problem)
+        return Taken(problem="the workspace changes all the time in files of this change")
+
+    async def _hand_back(
+        self, place: Worktree, tree: str, tip: str, merged: str, conflicts: Sequence[str]
+    ) -> str:
+        """Put a conflict before its worker: the files of the merge, with markers."""
+        repository = self.repository
+        if not await repository.write(place.top, self.index_of(place.top), tree, merged):
+            return "the change conflicts with what was accepted meanwhile: do it again"
+        await self.rebase(place, tip)
+        text = await repository.diff(tip, merged, _MAX_CONFLICT)
+        names = ", ".join(conflicts[:10])
+        return (
+            f"the change conflicts with what was accepted meanwhile in {names}; both are in your "
+            f"files now, between conflict markers: bring them together.\n{text}"
+        )
+
+    # --- the end ---
+
+    async def close(self, place: Worktree) -> None:
+        """Save what is not taken over, and remove a worktree. A checkpoint.
+
+        Args:
+            place: The worktree.
+        """
+        if self._open.get(place.seat.task_id) is place:
+            del self._open[place.seat.task_id]
+            self.seats.leave(place.seat)
+            self._is_moved.set()
+            self._is_moved = anyio.Event()
+        known = [commit for commit in (place.merged, place.base, self._tip) if commit]
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                await self._remove(self._mission_id, place.top, known)
+
+    async def _remove(self, mission_id: str, top: Path, known: Sequence[str]) -> None:
+        repository = self.repository
+        index = self.index_of(top)
+        try:
+            branch = await repository.salvage(
+                top, index, f"orchestra/salvage/{mission_id}/{top.name}", known
+            )
+            await repository.git.run("worktree", "remove", "--force", "--force", str(top))
+        except GitError as exc:
+            self._warn(f"the worktree {top} is left where it is: {exc}")
+            return
+        if branch:
+            self._warn(f"work that was not taken over is kept in the branch {branch}")
+        for suffix in ("index", "base"):
+            await anyio.Path(top.with_name(f"{top.name}.{suffix}")).unlink(missing_ok=True)
+        await self._drop_branch(f"orchestra/{mission_id}/{top.name}", branch)
+
+    async def _drop_branch(self, branch: str, salvaged: str) -> None:
+        """Remove the branch that a worktree was on, if what it holds is held elsewhere too."""
+        git = self.repository.git
+        for holder in (salvaged and f"refs/heads/{salvaged}", self._tip):
+            if holder and await self.repository.is_ancestor(f"refs/heads/{branch}", holder):
+                await git.ask("update-ref", "-d", f"refs/heads/{branch}")
+                return
+
+    async def _sweep(self) -> None:
+        """Put away the worktrees of missions whose process is gone."""
+        for folder in sorted(await anyio.to_thread.run_sync(_folders, self._home)):
+            if folder == self._folder:
+                continue
+            lock = MissionLock(folder / "lock")
+            if not lock.take():
+                continue
+            try:
+                await self._put_away(folder)
+            finally:
+                lock.release()
+
+    async def _put_away(self, folder: Path) -> None:
+        for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
+            base = anyio.Path(top.with_name(f"{top.name}.base"))
+            known = [(await base.read_text()).strip()] if await base.is_file() else []
+            await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
+            await self._remove(folder.name, top, known)
+        if not await anyio.to_thread.run_sync(_folders, folder):
+            await self.repository.git.run("worktree", "prune")
+            await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    async def aclose(self) -> None:
+        """Save and remove what is left. A checkpoint."""
+        for place in list(self._open.values()):
+            await self.close(place)
+        try:
+            if self._mission_lock.is_held:
+                await self._put_away(self._folder)
+        except (GitError, OSError) as exc:
+            self._warn(f"worktrees in {self._folder} are left where they are: {exc}")
+        finally:
+            self._mission_lock.release()
+
+    def __repr__(self) -> str:
+        return f"<Worktrees {len(self._open)} in {self._folder}>"
+
+
+def _folders(home: Path) -> list[Path]:
+    return [path for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+@final
+class Worktree(Workplace):
+    """A task that works in a worktree of its own; from `Worktrees.open`.
+
+    Attributes:
+        seat: The task.
+        top: The worktree.
+        base: The commit that its change is seen against.
+        position: The task's place in the plan.
+        merged: The commit that was taken over.
+        is_checked: Whether its change waits to be taken over.
+    """
+
+    def __init__(
+        self, worktrees: Worktrees, seat: Seat, top: Path, base: str, position: int
+    ) -> None:
+        self._worktrees = worktrees
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._strays: list[str] = []
+        self.seat: Seat = seat
+        self.top: Path = top
+        self.base: str = base
+        self.position: int = position
+        self.merged: str = ""
+        self.is_checked: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """The workspace's counterpart in the worktree."""
+        return self.top / self._worktrees.repository.prefix
+
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """See `Workplace.at_work`."""
+        return self._work()
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncIterator[None]:
+        self.seat.working += 1
+        self._idle = anyio.Event()
+        try:
+            yield
+        finally:
+            self.seat.working -= 1
+            if not self.seat.working:
+                self._idle.set()
+
+    def on_edit(self, path: str) -> None:
+        """Nothing: whatever changes in the worktree, this task has done it."""
+
+    async def tree(self) -> str:
+        """Return the tree of what it holds. A checkpoint.
+
+        Raises:
+            GitError: It cannot be written.
+        """
+        worktrees = self._worktrees
+        return await worktrees.repository.tree(
+            self.top, worktrees.index_of(self.top), forced=self.seat.files
+        )
+
+    async def look(self) -> Change:
+        """See `Workplace.look`."""
+        repository = self._worktrees.repository
+        try:
+            tree = await self.tree()
+            changed = await repository.changed(self.base, tree)
+            if strays := [path for path in changed if not self._may_write(path)]:
+                await self._put_back(strays)
+                tree = await self.tree()
+                changed = await repository.changed(self.base, tree)
+            diff = await repository.diff(self.base, tree)
+        except GitError as exc:
+            return Change(tree="", directory=self.directory, problems=(str(exc),))
+        return Change(
+            tree=tree,
+            directory=self.directory,
+            changed=tuple(changed[:MAX_LISTED]),
+            strays=tuple(dict.fromkeys(self._strays))[:MAX_LISTED],
+            diff=diff,
+        )
+
+    def _may_write(self, path: str) -> bool:
+        if self.seat.files:
+            return self.seat.covers(path)
+        holders = (self._worktrees.seats, self._worktrees.workspace.seats)
+        return all(seats.holder(path) in {None, self.seat} for seats in holders)
+
+    async def _put_back(self, strays: Sequence[str]) -> None:
+        self._strays += strays
+        await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays)
+        git = self._worktrees.repository.git.at(self.directory)
+        listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", self.base))
+        if there := sorted({*strays} & {*listed}):
+            await git.run(
+                "restore",
+                f"--source={self.base}",
+                "--worktree",
+                "--pathspec-from-file=-",
+                "--pathspec-file-nul",
+                stdin="\0".join(f":(literal){path}" for path in there),
+            )
+
+    async def integrate(self, tree: str) -> Taken:
+        """See `Workplace.integrate`."""
+        return await self._worktrees.integrate(self, tree)
+
+    async def discard(self) -> None:
+        """See `Workplace.discard`; its work is kept in a branch."""
+        await self._idle.wait()
+        await self._worktrees.close(self)
+
+    def __repr__(self) -> str:
+        return f"<Worktree {self.top} of {self.seat.task_id!r}>"
