@@ -17,6 +17,7 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     Finding,
     MissionOutcome,
@@ -144,6 +145,7 @@ def test_the_form_is_stable() -> None:
         evidence=Evidence(
             before="a", after="b", files=1, findings=(Finding(path="p", line=1, message="m"),)
         ),
+        costs=CostNode(name="mission", tokens=3, parts=(CostNode(name="task t", tokens=3),)),
         statistics={"turns": 1},
     )
     usage = {
@@ -210,6 +212,23 @@ def test_the_form_is_stable() -> None:
             "removed": [],
             "unlisted": 0,
             "findings": [{"path": "p", "line": 1, "message": "m"}],
+        },
+        "costs": {
+            "name": "mission",
+            "tokens": 3,
+            "dollars": 0.0,
+            "own_tokens": 0,
+            "own_dollars": 0.0,
+            "parts": [
+                {
+                    "name": "task t",
+                    "tokens": 3,
+                    "dollars": 0.0,
+                    "own_tokens": 0,
+                    "own_dollars": 0.0,
+                    "parts": [],
+                }
+            ],
         },
         "statistics": {"turns": 1},
     }

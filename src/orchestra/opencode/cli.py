@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -196,6 +197,15 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--max-tokens", type=_whole, metavar="N", help="model tokens of the whole mission"
+    )
+    run.add_argument(
+        "--max-cost", type=_above_zero, metavar="DOLLARS", help="US dollars of the whole mission"
+    )
+    run.add_argument(
+        "--max-time", type=_above_zero, metavar="SECONDS", help="how long the mission may take"
+    )
+    run.add_argument(
         "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
     )
     _add_common(run)
@@ -267,6 +277,23 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or not 0 < int(digits) <= 10**12:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(digits)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def _run(options: argparse.Namespace, console: _Console) -> int:
     job = prepare(
         JobOptions(
@@ -276,6 +303,9 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            max_tokens=options.max_tokens,
+            max_cost=options.max_cost,
+            max_time=options.max_time,
             password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
         )
     )

@@ -27,6 +27,7 @@ from orchestra import (
 )
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
+from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
     MissionFile,
     parse_model,
@@ -88,6 +89,14 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
+    limit = settings.budget.mission
+    limit = Allowance(
+        tokens=options.max_tokens or limit.tokens,
+        dollars=options.max_cost or limit.dollars,
+        seconds=options.max_time or limit.seconds,
+    )
+    budget = attrs.evolve(settings.budget, mission=limit)
+    settings = attrs.evolve(settings, budget=budget)
     return Job(
         goal=mission.goal if saved is None else saved.goal,
         backend=backend,

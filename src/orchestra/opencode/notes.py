@@ -19,6 +19,7 @@ from orchestra.opencode.mission.saved import SavedMission
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
 
 _RUN = "ORCHESTRA_RUN_ID"
+_LIMITS = ("max_workers", "max_tokens", "max_cost", "max_time")
 
 
 @frozen(kw_only=True)
@@ -32,6 +33,9 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        max_tokens: Model tokens of the whole mission.
+        max_cost: US dollars of the whole mission.
+        max_time: Seconds of the whole mission.
         password: The server's password.
     """
 
@@ -41,6 +45,9 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_time: float | None = None
     password: str | None = attrs.field(default=None, repr=False)
 
 
@@ -59,7 +66,7 @@ def take_notes(options: JobOptions) -> dict[str, Any]:
         "backend": options.backend,
         "url": _without_password(options.url),
         "model": options.model,
-        "max_workers": options.max_workers,
+        **{name: getattr(options, name) for name in _LIMITS},
         "run": secrets.token_hex(16),
     }
 
@@ -102,7 +109,7 @@ def recall(saved: SavedMission, *, url: str | None, password: str | None) -> Job
         backend=notes["backend"],
         url=url or notes["url"],
         model=notes["model"],
-        max_workers=notes["max_workers"],
+        **{name: notes.get(name) for name in _LIMITS},
         directory=saved.directory,
         password=password,
     )

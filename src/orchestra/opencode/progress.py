@@ -26,7 +26,7 @@ from orchestra.opencode.mission.events import (
     WarningRaised,
 )
 from orchestra.opencode.mission.plan import Role
-from orchestra.opencode.mission.report import MissionReport, TaskState
+from orchestra.opencode.mission.report import CostNode, MissionReport, TaskState
 from orchestra.opencode.mission.report_svg import duration
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def summary_lines(report: MissionReport) -> list[str]:
     if report.usage.cost:
         facts.append(f"${report.usage.cost:.4f}")
     lines = [f"mission {report.outcome.value}: {one_line(report.reason, 500)}", ", ".join(facts)]
+    lines += _cost_lines(report.costs)
     troubled = [
         task for task in report.tasks if task.state in {TaskState.FAILED, TaskState.SKIPPED}
     ]
@@ -89,6 +90,20 @@ def summary_lines(report: MissionReport) -> list[str]:
     if len(report.warnings) > 10:
         lines.append(f"  and {len(report.warnings) - 10} more warnings, see the report")
     return lines
+
+
+def _cost_lines(costs: CostNode | None) -> list[str]:
+    """Say which parts were the dearest, each with all that belongs to it."""
+    if costs is None or not costs.tokens:
+        return []
+    dearest = sorted(costs.parts, key=lambda part: (-part.dollars, -part.tokens))
+    lines = [f"  cost of {part.name}: {_amount(part)}" for part in dearest[:5]]
+    return [f"cost: {_amount(costs)}, of it", *lines] if lines else []
+
+
+def _amount(part: CostNode) -> str:
+    money = f", ${part.dollars:.4f}" if part.dollars else ""
+    return f"{part.tokens:,} tokens{money}"
 
 
 class Progress(Protocol):

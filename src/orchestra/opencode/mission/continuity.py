@@ -21,7 +21,7 @@ from orchestra.opencode.mission.content import (
     prompt_digest,
     task_digest,
 )
-from orchestra.opencode.mission.keys import INPUT, RESULT, TOTALS, WHY
+from orchestra.opencode.mission.keys import INPUT, RESULT, SPENT, TOTALS, WHY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
@@ -213,7 +213,13 @@ class Continuity:
 
     # --- every step ---
 
-    async def record(self, commands: Sequence[Command], events: Sequence[Event] = ()) -> None:
+    async def record(
+        self,
+        commands: Sequence[Command],
+        events: Sequence[Event] = (),
+        *,
+        spent: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a step, with what tells its results apart. A checkpoint if there is anything.
 
         An owner that has lost the workspace writes nothing.
@@ -221,6 +227,7 @@ class Continuity:
         Args:
             commands: What the machine ordered.
             events: What it was told before.
+            spent: What turns have cost that was not written yet, by their names.
 
         Raises:
             StoreError: It cannot be written; nothing of it was.
@@ -229,7 +236,7 @@ class Continuity:
             return
         if self._failure is not None:
             raise self._failure
-        further: dict[str, Any] = {}
+        further: dict[str, Any] = {SPENT + name: bill for name, bill in (spent or {}).items()}
         touched: tuple[str, ...] = ()
         if any(isinstance(each, Finish) for each in commands):
             touched = tuple(self._machine.states())

@@ -17,6 +17,7 @@ from attrs import field, frozen
 from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
+from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.tables import Table, describe
 
@@ -208,8 +209,13 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     named = [line for task in tasks for line in task.acceptance]
 
     rules = root.table("rules")
+    fallbacks = read_fallbacks(root, parse_model)
     settings = MissionSettings(
         limits=limit,
+        # Wrong names are problems by now, and the settings would not take them.
+        fallbacks={} if root.problems else fallbacks,
+        providers=read_providers(root),
+        budget=read_budget(root),
         loop=attrs.evolve(
             defaults.loop,
             rounds=rules.integer(

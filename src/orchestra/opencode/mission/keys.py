@@ -13,6 +13,7 @@ __all__ = (
     "PROPOSAL",
     "RESULT",
     "SETUP",
+    "SPENT",
     "STATE",
     "TASK",
     "TOTALS",
@@ -41,6 +42,8 @@ INPUT = "input/"
 """The digest of a task's files before anybody worked on it."""
 RESULT = "result/"
 """Of an accepted task: what it was made of, and its files' digests afterwards."""
+SPENT = "spent/"
+"""What a turn has cost, by its name."""
 WHY = "why/"
 """Why a task that was accepted ran once more."""
 TOTALS = "totals"

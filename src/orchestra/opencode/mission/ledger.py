@@ -23,6 +23,7 @@ from orchestra.opencode.mission.keys import (
     PLAN,
     PROPOSAL,
     SETUP,
+    SPENT,
     STATE,
     TASK,
 )
@@ -51,7 +52,7 @@ from orchestra.opencode.mission.todo_merge import TodoConflict
 from orchestra.opencode.mission.todo_outline import ITEM, OUTLINE, Outline, load_list
 from orchestra.opencode.mission.todo_text import TodoLine, TodoMark, wrap_section
 
-__all__ = ("MISSION", "PLAN", "TASK", "Ledger", "Recorded")
+__all__ = ("MISSION", "PLAN", "SPENT", "TASK", "Ledger", "Recorded")
 
 _AUTHOR = "mission"
 

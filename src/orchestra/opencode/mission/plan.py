@@ -10,6 +10,7 @@ from attrs import field, frozen, validators
 
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
+from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.people_settings import PeopleSettings
 
@@ -191,7 +192,9 @@ class MissionSettings:
         loop: When a mission that does not get anywhere is ended.
         isolation: Where workers work: all in the workspace, or each in a copy of it.
         fallbacks: For each role the models that are taken, in this order, when its own fails for
-            good.
+            good, or its provider cannot be asked.
+        providers: How the providers of the models are treated.
+        budget: What the mission may spend.
         must_approve: Whether somebody must approve the plan before its tasks start.
         acceptance: Command lines that must succeed after all tasks were accepted.
         allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
@@ -213,6 +216,8 @@ class MissionSettings:
     loop: LoopLimits = field(factory=LoopLimits)
     isolation: Isolation = field(factory=Isolation)
     fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
+    providers: ProviderSettings = field(factory=ProviderSettings)
+    budget: BudgetSettings = field(factory=BudgetSettings)
     must_approve: bool = False
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
@@ -259,3 +264,13 @@ class MissionSettings:
             role: The role.
         """
         return tuple(self.fallbacks.get(role.value, ()))
+
+    def later_models(self, role: Role, model: str | None) -> tuple[str, ...]:
+        """Return the models that a role can still fall back on.
+
+        Args:
+            role: The role.
+            model: The one in use; None: the agent's own.
+        """
+        chain = self.chain(role)
+        return chain[chain.index(model) + 1 :] if model in chain else chain

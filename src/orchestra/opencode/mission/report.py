@@ -11,6 +11,7 @@ from orchestra.events import Usage
 
 __all__ = (
     "CommandResult",
+    "CostNode",
     "Evidence",
     "Finding",
     "MissionOutcome",
@@ -178,6 +179,27 @@ class Span:
 
 
 @frozen(kw_only=True)
+class CostNode:
+    """What a part of the mission has cost, and below it what its own parts have.
+
+    Attributes:
+        name: ``mission``, a role, ``task NAME`` or ``attempt NUMBER``.
+        tokens: Model tokens of every kind, its parts' included.
+        dollars: US dollars likewise, by the price list or as the backend prices them.
+        own_tokens: Tokens without those of its parts.
+        own_dollars: US dollars likewise.
+        parts: Its parts, in the order in which they began.
+    """
+
+    name: str
+    tokens: int = 0
+    dollars: float = 0.0
+    own_tokens: int = 0
+    own_dollars: float = 0.0
+    parts: tuple[CostNode, ...] = ()
+
+
+@frozen(kw_only=True)
 class TaskReport:
     """What became of one task.
 
@@ -228,6 +250,7 @@ class MissionReport:
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
         evidence: What the mission did to the files; None when nobody looked.
+        costs: Who has spent what; None when nobody counted.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
     """
 
@@ -244,4 +267,5 @@ class MissionReport:
     started_at: str = ""
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    costs: CostNode | None = None
     statistics: Mapping[str, int] = field(factory=dict)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     MissionReport,
     TaskReport,
@@ -128,6 +129,8 @@ def _sections(report: MissionReport) -> Iterator[str]:
         # With very many rows, the picture that fits the screen comes first.
         yield from pictures if len(report.tasks) <= 80 else reversed(pictures)
     yield _tasks(report)
+    if report.costs is not None and report.costs.tokens:
+        yield _costs(report.costs)
     if report.commands:
         results = "".join(_command(result) for result in report.commands)
         yield f"<section><h2>Acceptance of the whole mission</h2>{results}</section>"
@@ -155,6 +158,32 @@ def _evidence(evidence: Evidence) -> str:
         f"the tree <code>{clean(evidence.before[:16])}</code> before and "
         f"<code>{clean(evidence.after[:16])}</code> after.</p></section>"
     )
+
+
+def _costs(costs: CostNode) -> str:
+    rows = "".join(_cost_rows(costs, 0))
+    return (
+        "<section><h2>Cost</h2>\n<table><tr><th>of what</th>"
+        '<th class="number">with its parts</th><th class="number">itself</th></tr>\n'
+        f"{rows}</table></section>"
+    )
+
+
+def _cost_rows(node: CostNode, depth: int) -> Iterator[str]:
+    indent = "&emsp;" * depth
+    yield (
+        f"<tr><td>{indent}{clean(node.name, 100)}</td>"
+        f'<td class="number">{_amount(node.tokens, node.dollars)}</td>'
+        f'<td class="number">{_amount(node.own_tokens, node.own_dollars)}</td></tr>\n'
+    )
+    for part in node.parts:
+        yield from _cost_rows(part, depth + 1)
+
+
+def _amount(tokens: int, dollars: float) -> str:
+    if not tokens and not dollars:
+        return "none"
+    return f"${dollars:,.4f}<small> {tokens:,} tokens</small>"
 
 
 def _lanes(report: MissionReport) -> str:
@@ -213,10 +242,7 @@ def _facts(report: MissionReport) -> str:
 
 
 def _cost(usage: Usage) -> str:
-    tokens = usage.input_tokens + usage.output_tokens + usage.reasoning_tokens
-    if not tokens and not usage.cost:
-        return "none"
-    return f"${usage.cost:,.4f}<small> {tokens:,} tokens</small>"
+    return _amount(usage.input_tokens + usage.output_tokens + usage.reasoning_tokens, usage.cost)
 
 
 def _tasks(report: MissionReport) -> str:

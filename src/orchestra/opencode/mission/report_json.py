@@ -16,6 +16,7 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     Finding,
     MissionOutcome,
@@ -95,6 +96,9 @@ def report_from_json(document: object) -> MissionReport:
         started_at=_text(root, "started_at"),
         warnings=_texts(root, "warnings"),
         evidence=_evidence(root),
+        costs=None
+        if root.take("costs", "an object or null") is None
+        else _costs(root.table("costs")),
         statistics={key: _count(counters, key) for key in counters},
     )
     if root.problems:
@@ -186,6 +190,17 @@ def _evidence(root: Table) -> Evidence | None:
             )
             for finding in table.tables("findings")
         ),
+    )
+
+
+def _costs(table: Table) -> CostNode:
+    return CostNode(
+        name=_text(table, "name"),
+        tokens=_count(table, "tokens"),
+        dollars=table.number("dollars"),
+        own_tokens=_count(table, "own_tokens"),
+        own_dollars=table.number("own_dollars"),
+        parts=tuple(map(_costs, table.tables("parts"))),
     )
 
 

@@ -61,12 +61,14 @@ from orchestra.opencode.mission.orders import (
     PlanMade,
     RunGates,
     StopRequested,
+    TaskAdded,
     TaskMoved,
     Warn,
     WorkStarted,
 )
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
+from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
     CommandResult,
     Evidence,
@@ -78,6 +80,7 @@ from orchestra.opencode.mission.report import (
 )
 from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
@@ -185,13 +188,19 @@ class Mission(AsyncContextManagerMixin):
         self._plan = plan
         self._notes = notes or {}
         self._saved = saved
+        self._team = team
+        self._spending = Spending(self._settings.budget)
+        gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
             desks=self._desks,
             agents=team,
+            model=backend.model,
             settings=self._settings,
             controller=self._controller,
+            gates=gates,
+            spending=self._spending,
             hooks=self._hooks,
             scrubber=self._scrubber,
             now=self._now,
@@ -370,17 +379,9 @@ class Mission(AsyncContextManagerMixin):
         try:
             async with anyio.create_task_group() as work:
                 work.start_soon(self._continuity.keep, self._lose)
-                if self._settings.todo_file is not None:
-                    work.start_soon(self._keep_todo)
-                if self._settings.deadline is not None:
-                    work.start_soon(self._keep_deadline, self._settings.deadline)
-                await self._people.begin()
-                work.start_soon(self._keep_listening)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
-                if self._settings.has_evidence:
-                    await self._witness.begin()
                 commands = await self._continuity.begin()
-                if problem := await self._desks.begin():
+                if problem := await self._begin(work):
                     stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
                     commands = self._machine.handle(stop)
                 while finish is None:
@@ -411,6 +412,7 @@ class Mission(AsyncContextManagerMixin):
             await self._record(self._continuity.interrupt("it was cancelled"))
             finish = self._machine.finish
         else:
+            await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
         if not self._continuity.is_lost:
             self._quiescence = await self._people.confirm(
@@ -426,6 +428,24 @@ class Mission(AsyncContextManagerMixin):
         if finish is not None:
             self._report = self._make_report(finish, evidence)
             self._publish(MissionFinished(at=self._now(), report=self._report))
+
+    async def _begin(self, work: TaskGroup) -> str:
+        """Start what goes on beside everything else; return why nothing can be worked on."""
+        if self._settings.todo_file is not None:
+            work.start_soon(self._keep_todo)
+        await self._people.begin()
+        work.start_soon(self._keep_listening)
+        if problem := await self._spending.begin(
+            self._backend, self._directory, self._team.values()
+        ):
+            self._warn(problem)
+        if self._settings.deadline is not None:
+            work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
+        if (seconds := self._spending.seconds_left()) is not None:
+            work.start_soon(self._keep_deadline, seconds, "budget")
+        if self._settings.has_evidence:
+            await self._witness.begin()
+        return await self._desks.begin()
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -478,17 +498,17 @@ class Mission(AsyncContextManagerMixin):
     async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._continuity.record(commands, events)
+            await self._continuity.record(commands, events, spent=self._spending.take_news())
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
             return [*commands, *self._machine.handle(stop)]
         return commands
 
-    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
         if isinstance(command, Order):
-            scope = self._scopes[command.ticket] = anyio.CancelScope()
-            work.start_soon(self._fulfil, command, scope)
+            self._scopes[command.ticket] = anyio.CancelScope()
+            work.start_soon(self._fulfil, command, self._scopes[command.ticket])
         elif isinstance(command, Cancel):
             if command.ticket in self._scopes:
                 self._scopes[command.ticket].cancel()
@@ -496,7 +516,15 @@ class Mission(AsyncContextManagerMixin):
             self._crew.close(command.session)
         elif isinstance(command, Discard):
             work.start_soon(self._desks.leave, command.task_id)
-        elif isinstance(command, TaskMoved):
+        elif isinstance(command, Finish):
+            return command
+        else:
+            self._tell(work, command)
+        return None
+
+    def _tell(self, work: TaskGroup, command: Command) -> None:
+        """Publish what the machine tells."""
+        if isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
                 work.start_soon(self._desks.leave, command.task_id)
@@ -513,11 +541,10 @@ class Mission(AsyncContextManagerMixin):
             self._is_todo_stale.set()
             plan = self._steps.show_plan(command.plan)
             self._publish(PlanAccepted(at=self._now(), plan=plan))
+        elif isinstance(command, TaskAdded):
+            self._spending.add_part(command.spec.id, command.parent)
         elif isinstance(command, Warn):
             self._publish(WarningRaised(at=self._now(), message=command.message))
-        elif isinstance(command, Finish):
-            return command
-        return None
 
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
@@ -605,11 +632,11 @@ class Mission(AsyncContextManagerMixin):
     async def _keep_listening(self) -> None:
         self._post(await self._people.wait_cancel())
 
-    async def _keep_deadline(self, seconds: float) -> None:
+    async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
         self._post(
             StopRequested(
-                reason=f"the mission's deadline of {seconds:g} s is over",
+                reason=f"the mission's {what} of {seconds:g} s is over",
                 outcome=MissionOutcome.FAILED,
             )
         )
@@ -675,6 +702,7 @@ class Mission(AsyncContextManagerMixin):
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            costs=as_cost_node(self._spending.tree()),
             statistics={
                 "turns": self._crew.turns_finished,
                 "permissions": self._steps.permissions,
