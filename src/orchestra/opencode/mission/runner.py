@@ -177,7 +177,6 @@ class Mission(AsyncContextManagerMixin):
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
-        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
@@ -439,6 +438,10 @@ class Mission(AsyncContextManagerMixin):
             self._backend, self._directory, self._team.values()
         ):
             self._warn(problem)
+        if self._saved is not None:
+            for part, parent in self._saved.parts:
+                self._spending.add_part(part, parent)
+            self._spending.restore(self._saved.spent)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:

@@ -22,6 +22,7 @@ from orchestra.opencode.mission.keys import (
     PROPOSAL,
     RESULT,
     SETUP,
+    SPENT,
     STATE,
     TASK,
     TOTALS,
@@ -75,6 +76,7 @@ class SavedMission:
         inputs: The digest of a task's files before anybody worked on it, by task.
         why: Why tasks ran once more, by task.
         usage: What its turns have consumed.
+        spent: What its turns have cost, as it was written.
     """
 
     id: str
@@ -93,6 +95,13 @@ class SavedMission:
     inputs: Mapping[str, str] = field(factory=dict)
     why: Mapping[str, str] = field(factory=dict)
     usage: Usage = field(factory=Usage)
+    spent: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """The tasks that race for others, or are pieces of them, with these others."""
+        record = self.record
+        return () if record is None else tuple((part.id, name) for part, name in record.parts)
 
     @property
     def is_unfinished(self) -> bool:
@@ -144,6 +153,7 @@ async def load_mission(store: MVCCStore, mission_id: str) -> SavedMission:
         inputs=under(INPUT),
         why=under(WHY),
         usage=Usage(**(everything.get(TOTALS) or {})),
+        spent=under(SPENT),
     )
 
 
