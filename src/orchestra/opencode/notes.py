@@ -19,7 +19,7 @@ from orchestra.opencode.mission.saved import SavedMission
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
 
 _RUN = "ORCHESTRA_RUN_ID"
-_LIMITS = ("max_workers", "max_tokens", "max_cost", "max_time")
+_KEPT = ("max_workers", "max_tokens", "max_cost", "max_time", "must_approve", "notify")
 
 
 @frozen(kw_only=True)
@@ -33,6 +33,9 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        must_approve: Whether somebody must approve the plan.
+        notify: Whether people are told when the mission is over.
+        event_log: A file for JSON lines.
         max_tokens: Model tokens of the whole mission.
         max_cost: US dollars of the whole mission.
         max_time: Seconds of the whole mission.
@@ -45,6 +48,9 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    must_approve: bool = False
+    notify: bool = False
+    event_log: Path | None = None
     max_tokens: int | None = None
     max_cost: float | None = None
     max_time: float | None = None
@@ -66,7 +72,7 @@ def take_notes(options: JobOptions) -> dict[str, Any]:
         "backend": options.backend,
         "url": _without_password(options.url),
         "model": options.model,
-        **{name: getattr(options, name) for name in _LIMITS},
+        **{name: getattr(options, name) for name in _KEPT},
         "run": secrets.token_hex(16),
     }
 
@@ -109,7 +115,7 @@ def recall(saved: SavedMission, *, url: str | None, password: str | None) -> Job
         backend=notes["backend"],
         url=url or notes["url"],
         model=notes["model"],
-        **{name: notes.get(name) for name in _LIMITS},
+        **{name: notes[name] for name in _KEPT if name in notes},
         directory=saved.directory,
         password=password,
     )

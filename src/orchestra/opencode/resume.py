@@ -13,7 +13,7 @@ from orchestra.opencode.mission.ownership import find_owner
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.saved import SavedMission, load_mission, unfinished_missions
 from orchestra.opencode.notes import leftover_marker, recall
-from orchestra.opencode.records import RECORDS, resolve_mission
+from orchestra.opencode.records import RECORDS, find_mission
 
 __all__ = ("find_saved", "prepare_resume")
 
@@ -36,7 +36,7 @@ async def find_saved(directory: Path, reference: str | None) -> SavedMission:
         raise ConfigurationError(
             f"no mission is remembered in {str(directory)!r}; name another workspace with --dir"
         )
-    name = None if reference is None else await resolve_mission(directory, reference)
+    name = None if reference is None else await find_mission(directory, reference)
     async with SQLiteStore(path, read_only=True) as store:
         saved = await load_mission(store, name or await _last(store))
     if not saved.is_unfinished:

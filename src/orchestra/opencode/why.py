@@ -17,7 +17,7 @@ from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
 from orchestra.opencode.mission.saved import SavedMission, load_mission
-from orchestra.opencode.records import RECORDS, resolve_mission
+from orchestra.opencode.records import RECORDS, find_mission
 
 __all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
 
@@ -126,7 +126,7 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
         ConfigurationError: There is no such mission, or no such task in it.
         StoreError: The records cannot be read.
     """
-    name = await resolve_mission(directory, reference)
+    name = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
     record = saved.record
