@@ -133,6 +133,8 @@ async def test_a_crash_after_any_write(tmp_path: Path) -> None:
                     if plain["state"] == "accepted"
                 }
                 assert accepted == set(saved.results)
+                for task in {"a", "b", "c"} - set(saved.inputs):
+                    (tmp_path / f"{task}.txt").unlink()
                 team = Team()
                 team.rejections = {}
                 again = await go_on(crashed, team, name)
@@ -281,7 +283,8 @@ async def test_the_history_grows_with_the_changes(tmp_path: Path) -> None:
             for i in range(number)
         ]
         async with MemoryStore() as store:
-            name, report = await run(store, Team(), tmp_path, plan=Plan(tasks))
+            (tmp_path / str(number)).mkdir()
+            name, report = await run(store, Team(), tmp_path / str(number), plan=Plan(tasks))
             assert report.outcome is MissionOutcome.ACCEPTED
             space = store.namespace(name)
             written = 0

@@ -74,7 +74,7 @@ def _digest_file(path: str) -> str:
             return hashlib.sha256(b"link:" + os.fsencode(os.readlink(path))).hexdigest()  # noqa: PTH115
         info = os.stat(path)  # noqa: PTH116
         if info.st_size > _MAX_READ:
-            return f"large:{info.st_size}:{info.st_mtime_ns}"
+            return hashlib.sha256(f"large:{info.st_size}:{info.st_mtime_ns}".encode()).hexdigest()
         with open(path, "rb") as file:  # noqa: PTH123
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):  # a folder, or a name that no file can have

@@ -91,7 +91,7 @@ class Continuity:
         worker = agents[Role.WORKER]
         self._present = Present(prompt=prompt_digest(worker), model=worker.model or "")
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
-        self._inputs: dict[str, str] = dict(saved.inputs) if saved is not None else {}
+        self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
         self._totals = saved.usage if saved is not None else Usage()
         self._is_resuming: Continuation | None = None
@@ -120,6 +120,11 @@ class Continuity:
         self.attempts: Attempts = Attempts(
             self.ledger, backend=backend, directory=directory, agents=agents
         )
+
+    @property
+    def inputs(self) -> Mapping[str, Mapping[str, str]]:
+        """The digest of each task's files before anybody worked on it."""
+        return self._inputs
 
     @property
     def is_lost(self) -> bool:
@@ -244,7 +249,7 @@ class Continuity:
         if going is not None:
             touched = (*touched, *going.again)
             for name, reason in going.again.items():
-                further |= {WHY + name: reason, RESULT + name: None, INPUT + name: None}
+                further |= {WHY + name: reason, RESULT + name: None}
         for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
             self._specs |= {spec.id: spec for spec in plan.tasks}
         further |= await self._look(commands)
@@ -278,9 +283,10 @@ class Continuity:
             found = await anyio.to_thread.run_sync(look)
         puts: dict[str, Any] = {}
         for name, files in begun.items():
-            puts[INPUT + name] = self._inputs[name] = digest_of(
-                {each: found[each] for each in files}
-            )
+            # Of a task that is done once more, what it changed earlier is its change too.
+            earlier = self._inputs.get(name, {})
+            self._inputs[name] = {path: found[path] for path in files} | dict(earlier)
+            puts[INPUT + name] = self._inputs[name]
         for name, files in accepted.items():
             result = self._results[name] = self._result(
                 self._specs[name], {each: found[each] for each in files}
@@ -294,7 +300,7 @@ class Continuity:
             depends={
                 name: self._results[name].key for name in spec.depends if name in self._results
             },
-            before=self._inputs.get(spec.id, ""),
+            before=digest_of(dict(self._inputs.get(spec.id, {}))),
             prompt=self._present.prompt,
             model=self._present.model,
             after=after,

@@ -456,7 +456,10 @@ class Mission(AsyncContextManagerMixin):
             work.start_soon(self._keep_deadline, seconds, "budget")
         if self._settings.has_evidence:
             await self._witness.begin()
-        return await self._desks.begin()
+        if problem := await self._desks.begin():
+            return problem
+        await self._desks.resume(self._continuity.inputs)
+        return ""
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)

@@ -73,7 +73,7 @@ class SavedMission:
         plans: The number of each task's plan.
         attempts: The prompts of sessions that were not closed, by `Ask.key`.
         results: What was accepted, by task.
-        inputs: The digest of a task's files before anybody worked on it, by task.
+        inputs: The digest of each of a task's files before anybody worked on it, by task.
         why: Why tasks ran once more, by task.
         usage: What its turns have consumed.
         spent: What its turns have cost, as it was written.
@@ -92,7 +92,7 @@ class SavedMission:
     plans: Mapping[str, int] = field(factory=dict)
     attempts: Mapping[str, Attempt] = field(factory=dict)
     results: Mapping[str, Result] = field(factory=dict)
-    inputs: Mapping[str, str] = field(factory=dict)
+    inputs: Mapping[str, Mapping[str, str]] = field(factory=dict)
     why: Mapping[str, str] = field(factory=dict)
     usage: Usage = field(factory=Usage)
     spent: Mapping[str, Any] = field(factory=dict)
