@@ -55,6 +55,7 @@ __all__ = (
     "ToolTimeoutError",
     "TransportError",
     "UnknownPriceError",
+    "WorkspaceOwnedError",
 )
 
 
@@ -359,6 +360,10 @@ class PlanError(MissionError):
     """A plan is not usable; the message names every fault."""
 
 
+class WorkspaceOwnedError(RejectedError, MissionError):
+    """Somebody else runs a mission in the workspace; the message says who, and since when."""
+
+
 class ItemNotFoundError(MissionError, LookupError):
     """No item of the list is meant by the reference; nothing was changed."""
 
@@ -521,6 +526,8 @@ class ToolResponseError(ToolError):
 
     def __init__(self, message: str, code: int, data: object = None, stderr: str = "") -> None:
         super().__init__(message, stderr)
-        self.args = (message, code, data, stderr)
         self.code = code
         self.data = data
+
+    def __reduce__(self) -> tuple[type[ToolResponseError], tuple[str, int, object, str]]:
+        return type(self), (self.message, self.code, self.data, self.stderr)

@@ -74,7 +74,7 @@ class Office:
         self._listen(turn)
         is_warned = LESSON_WORD in turn.agent.prompt + turn.prompt
         for name in read_task(turn.prompt).files:
-            content = "a,b\n" if is_warned else "a,b"
+            content = f"{turn.session_id},{turn.number}" + "\n" * is_warned
             await anyio.Path(turn.directory / name).write_text(content)
         return "The table ends with its newline now." if is_warned else "Wrote it."
 
@@ -341,6 +341,20 @@ async def test_it_survives_a_restart(tmp_path: Path, store: MVCCStore) -> None:
     _, entries = await ProjectMemory(store, tmp_path).read()
     assert sorted(entry.tally for entry in entries.values()) == [Tally(), Tally()]
     assert any(LESSON_WORD in entry.text for entry in entries.values())
+
+
+async def test_a_session_is_told_once(tmp_path: Path, store: MVCCStore) -> None:
+    """What is learned while a session is open does not change what that session was told."""
+    memory = memory_of(tmp_path)
+    await memory.begin(store)
+    worker = Agent("worker", prompt="Work.")
+    assert memory.equip(ask(task(), "worker/a/1"), worker) == worker
+    memory.look(report_of(TaskState.ACCEPTED, [REASON], task_id="z"))
+    assert memory.equip(ask(task(), "worker/a/1", 2), worker) == worker
+    assert LESSON_WORD in memory.equip(ask(task(), "worker/a/2", 2), worker).prompt
+    told_once = memory.told
+    memory.equip(ask(task(), "worker/a/2", 3), worker)
+    assert memory.told == told_once > 0
 
 
 async def test_an_interrupted_mission_leaves_nothing_yet(tmp_path: Path, store: MVCCStore) -> None:

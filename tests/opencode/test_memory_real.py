@@ -33,7 +33,7 @@ async def test_the_model_is_told_once(real_server: RealServer, tmp_path: Path) -
             return "Wrote the table with the newline that the importer wants at its end."
         is_warned = "trailing newline" in request.system + request.prompt
         path = tmp_path / read_task(request.prompt).files[0]
-        content = "a,b\n" if is_warned else "a,b"
+        content = f"{request.session_id},{len(request.messages)}" + "\n" * is_warned
         return ToolCall("write", {"filePath": str(path), "content": content})
 
     def review(request: ModelRequest) -> str:

@@ -25,15 +25,19 @@ from attrs import asdict
 import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
 from orchestra.opencode.doctor import examine
-from orchestra.opencode.job import Job, JobOptions, prepare, run_job
-from orchestra.opencode.mission.memory.rules import MemoryEntry
-from orchestra.opencode.mission.plan import Role
+from orchestra.opencode.job import Job, prepare, run_job
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
+from orchestra.opencode.notes import JobOptions
+from orchestra.opencode.people.commands import add_people_commands
+from orchestra.opencode.people.questions import Person, PersonQuestion
+from orchestra.opencode.people.terminal import TerminalPerson
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
 from orchestra.opencode.records import list_missions, list_steps, verify_records
-from orchestra.opencode.remembering import add_note, forget_note, list_memory
+from orchestra.opencode.remembering import add_memory_commands
+from orchestra.opencode.resume import prepare_resume
+from orchestra.opencode.why import explain_task
 
 __all__ = ("main",)
 
@@ -98,6 +102,18 @@ class _Console:
             except (OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
+    def make_person(self, progress: Progress) -> Person:
+        """Return who answers questions: whoever is at the terminal, or else somebody elsewhere."""
+        if sys.stdin is not None and sys.stdin.isatty() and self.stream.isatty():
+            return TerminalPerson(sys.stdin, self.line, progress.paused)
+
+        def tell(question: PersonQuestion) -> None:
+            self.line(question.text)
+            name = "" if question.plan is not None else f" --question {question.id}"
+            self.line(f"answer with: orchestra approve {question.mission}{name}  (or --reject)")
+
+        return tell
+
     def make_progress(self) -> Progress:
         """Return a table when people look and rich is there, else plain lines."""
         if not self.stream.isatty() or os.environ.get("TERM") == "dumb":
@@ -122,9 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in words
     try:
         options = _parser().parse_args(words)
+        shown = logging.StreamHandler()
+        shown.setLevel(logging.DEBUG if is_debug else logging.ERROR)  # the log file gets more
         logging.basicConfig(
-            level=logging.DEBUG if is_debug else logging.ERROR,
-            format="%(levelname)s %(name)s: %(message)s",
+            level=shown.level, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
         )
         return int(options.function(options, console))
     except ConfigurationError as error:
@@ -208,8 +225,47 @@ def _parser() -> _Parser:
     run.add_argument(
         "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
     )
+    run.add_argument(
+        "--approve-plan",
+        action="store_true",
+        help="start nothing before somebody approves the plan",
+    )
+    run.add_argument(
+        "--notify", action="store_true", help="tell people by notification and bell when it is over"
+    )
+    run.add_argument(
+        "--event-log", type=Path, metavar="FILE", help="append each event to FILE as a line of JSON"
+    )
     _add_common(run)
     run.set_defaults(function=_run)
+
+    resume = commands.add_parser(
+        "resume", help="go on with a mission that was killed or interrupted", allow_abbrev=False
+    )
+    resume.add_argument(
+        "mission",
+        nargs="?",
+        metavar="MISSION",
+        help="a mission's id or its beginning; default: the last one that has not ended",
+    )
+    resume.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    resume.add_argument("--url", help="where the OpenCode server is now; default: where it was")
+    resume.add_argument(
+        "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
+    )
+    _add_common(resume)
+    resume.set_defaults(function=_resume)
+
+    why = commands.add_parser(
+        "why", help="say why a task ran, waits or would run again", allow_abbrev=False
+    )
+    why.add_argument("task", metavar="TASK", help="the task's id")
+    why.add_argument(
+        "--mission", default="last", help="a mission's id or its beginning; default: the last"
+    )
+    why.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    _add_common(why)
+    why.set_defaults(function=_why)
 
     history = commands.add_parser(
         "history", help="list this workspace's missions, or tell what one did", allow_abbrev=False
@@ -228,7 +284,8 @@ def _parser() -> _Parser:
     _add_common(verify)
     verify.set_defaults(function=_verify)
 
-    _add_memory(commands)
+    add_people_commands(commands, _add_common)
+    add_memory_commands(commands, _add_common)
 
     doctor = commands.add_parser(
         "doctor", help="say what is installed, found and missing", allow_abbrev=False
@@ -236,40 +293,6 @@ def _parser() -> _Parser:
     _add_common(doctor)
     doctor.set_defaults(function=_doctor)
     return parser
-
-
-def _add_memory(commands: argparse._SubParsersAction[_Parser]) -> None:
-    memory = commands.add_parser(
-        "memory", help="list what this workspace remembers, add to it, forget", allow_abbrev=False
-    )
-    memory.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
-    _add_common(memory)
-    memory.set_defaults(function=_list_memory)
-    actions = memory.add_subparsers(metavar="ACTION")
-    add = actions.add_parser("add", help="remember a note", allow_abbrev=False)
-    add.add_argument("text", metavar="TEXT", help="what agents are to be told")
-    add.add_argument(
-        "--file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="tell it only where this file is written; may be repeated",
-    )
-    add.add_argument(
-        "--role",
-        action="append",
-        default=[],
-        choices=[role.value for role in Role],
-        help="tell it only to this role; may be repeated",
-    )
-    add.set_defaults(function=_add_note)
-    forget = actions.add_parser("forget", help="forget an entry for good", allow_abbrev=False)
-    forget.add_argument("id", metavar="ID", help="its id, or the beginning of one")
-    forget.set_defaults(function=_forget_note)
-    for parser in (add, forget):
-        # Given before the action's name they count too, so there is no default to hide them.
-        parser.add_argument("--dir", type=Path, default=argparse.SUPPRESS, help="the workspace")
-        _add_common(parser, default=argparse.SUPPRESS)
 
 
 def _add_common(parser: argparse.ArgumentParser, default: object = False) -> None:  # noqa: FBT002
@@ -320,10 +343,31 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             max_cost=options.max_cost,
             max_time=options.max_time,
             password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
+            must_approve=options.approve_plan,
+            notify=options.notify,
+            event_log=options.event_log,
         )
     )
+    return _run_job(job, console, options.loop)
+
+
+def _resume(options: argparse.Namespace, console: _Console) -> int:
+    ask = partial(
+        prepare_resume,
+        (options.dir or Path()).resolve(),
+        options.mission,
+        url=options.url,
+        password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
+    )
+    job = anyio.run(ask)
+    if job.saved is not None:
+        console.line(f"going on with {job.saved.id}: {job.goal}")
+    return _run_job(job, console, options.loop)
+
+
+def _run_job(job: Job, console: _Console, loop: str) -> int:
     console.line(f"workspace: {job.directory}")
-    report = _run_on_loop(job, console, options.loop)
+    report = _run_on_loop(job, console, loop)
     files = _write(report, console)
     for line in summary_lines(report):
         console.line(line)
@@ -336,7 +380,9 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
 
 def _run_on_loop(job: Job, console: _Console, loop: str) -> MissionReport:
     try:
-        return anyio.run(run_job, job, console.make_progress(), console.problem, backend=loop)
+        progress = console.make_progress()
+        person = console.make_person(progress)
+        return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
     except ModuleNotFoundError as error:
         if error.name != "trio":
             raise
@@ -382,6 +428,15 @@ def _history(options: argparse.Namespace, console: _Console) -> int:
     return EXIT_ACCEPTED
 
 
+def _why(options: argparse.Namespace, console: _Console) -> int:
+    directory = (options.dir or Path()).resolve()
+    explanation = anyio.run(explain_task, directory, options.task, options.mission)
+    if console.is_json:
+        console.document({"schema": SCHEMA, **asdict(explanation)})
+    console.line(str(explanation))
+    return EXIT_ACCEPTED
+
+
 def _verify(options: argparse.Namespace, console: _Console) -> int:
     checks = anyio.run(verify_records, options.dir or Path())
     is_whole = all(not check.fault for check in checks)
@@ -391,29 +446,3 @@ def _verify(options: argparse.Namespace, console: _Console) -> int:
     for check in checks:
         console.line(str(check))
     return EXIT_ACCEPTED if is_whole else EXIT_FAILED
-
-
-def _list_memory(options: argparse.Namespace, console: _Console) -> int:
-    found = anyio.run(list_memory, options.dir or Path())
-    if console.is_json:
-        console.document({"schema": SCHEMA, "entries": [each.to_json() for each in found]})
-    for each in found:
-        console.line(str(each))
-    return EXIT_ACCEPTED
-
-
-def _add_note(options: argparse.Namespace, console: _Console) -> int:
-    add = partial(add_note, files=options.file, roles=options.role)
-    return _show_note("remembered", anyio.run(add, options.dir or Path(), options.text), console)
-
-
-def _forget_note(options: argparse.Namespace, console: _Console) -> int:
-    entry = anyio.run(forget_note, options.dir or Path(), options.id)
-    return _show_note("forgotten", entry, console)
-
-
-def _show_note(what: str, entry: MemoryEntry, console: _Console) -> int:
-    if console.is_json:
-        console.document({"schema": SCHEMA, "id": entry.id, "text": entry.text})
-    console.line(f"{what}: {entry.id}  {entry.text}")
-    return EXIT_ACCEPTED

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.to_thread
@@ -27,9 +27,9 @@ from orchestra import (
 )
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
+from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
-    BackendKind,
     MissionFile,
     parse_model,
     parse_url,
@@ -40,39 +40,16 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import SavedMission
+from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.notes import JobOptions, environment, take_notes
+from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tell_end
+from orchestra.opencode.people.permissions import MissionPermissions
+from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
 
-__all__ = ("Job", "JobOptions", "prepare", "run_job")
-
-
-@frozen(kw_only=True)
-class JobOptions:
-    """What the command line asks for.
-
-    Attributes:
-        mission: A goal, or the name of a mission file.
-        backend: Where the agents run; None: what the mission file says.
-        url: The server to attach to.
-        model: The model of every role.
-        directory: The workspace.
-        max_workers: Workers at once.
-        max_tokens: Model tokens of the whole mission.
-        max_cost: US dollars of the whole mission.
-        max_time: Seconds of the whole mission.
-        password: The server's password.
-    """
-
-    mission: str
-    backend: BackendKind | None = None
-    url: str | None = None
-    model: str | None = None
-    directory: Path | None = None
-    max_workers: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    max_time: float | None = None
-    password: str | None = attrs.field(default=None, repr=False)
+__all__ = ("Job", "prepare", "run_job")
 
 
 @frozen(kw_only=True)
@@ -86,6 +63,10 @@ class Job:
         plan: The ready plan, if there is one.
         agents: Whom to talk to, for each role.
         settings: The rules of the run.
+        permissions: What the agents may do; the backend asks it.
+        outlets: Where to tell what happens.
+        notes: What is kept for going on with it.
+        saved: The mission to go on with.
     """
 
     goal: str
@@ -94,20 +75,29 @@ class Job:
     plan: Plan | None
     agents: Mapping[Role, Agent]
     settings: MissionSettings
+    permissions: MissionPermissions
+    outlets: OutletOptions
+    notes: Mapping[str, Any] = attrs.field(factory=dict)
+    saved: SavedMission | None = None
 
 
-def prepare(options: JobOptions) -> Job:
+def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     """Check everything that can be checked before anything starts, and make the workspace.
 
     Args:
         options: What the command line asks for.
+        saved: The mission to go on with, in its own workspace.
 
     Raises:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
-    backend = _make_backend(mission, options)
+    notes = take_notes(options)
     settings = mission.settings
+    if options.must_approve:
+        settings = attrs.evolve(settings, must_approve=True)
+    permissions = MissionPermissions(settings.people, scrubber=Scrubber(settings.redactor))
+    backend = _make_backend(mission, options, permissions, notes)
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
@@ -120,12 +110,20 @@ def prepare(options: JobOptions) -> Job:
     budget = attrs.evolve(settings.budget, mission=limit)
     settings = attrs.evolve(settings, budget=budget)
     return Job(
-        goal=mission.goal,
+        goal=mission.goal if saved is None else saved.goal,
         backend=backend,
-        directory=_make_workspace(mission, options.directory),
+        directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
         plan=mission.plan,
         agents=mission.role_agents(),
         settings=settings,
+        notes=notes,
+        saved=saved,
+        permissions=permissions,
+        outlets=OutletOptions(
+            event_log=options.event_log,
+            notify=options.notify or mission.notify,
+            has_toasts=mission.backend == "opencode" and mission.url is not None,
+        ),
     )
 
 
@@ -152,9 +150,14 @@ def _read(options: JobOptions) -> MissionFile:
     return attrs.evolve(mission, url=url or mission.url, model=model or mission.model)
 
 
-def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
+def _make_backend(
+    mission: MissionFile,
+    options: JobOptions,
+    permissions: MissionPermissions,
+    notes: Mapping[str, Any],
+) -> SessionBackend:
     if mission.backend == "embedded":
-        return EmbeddedBackend(load_agents(mission))
+        return EmbeddedBackend(load_agents(mission), permission_policy=permissions)
     try:
         from orchestra.opencode.backend import OpenCodeBackend  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -166,6 +169,8 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
         config=mission.config,
         project_config=mission.project_config,
+        environment=environment(notes),
+        permission_policy=permissions,
     )
 
 
@@ -204,7 +209,7 @@ def _copy_template(template: Path, wanted: Path | None) -> Path:
 _GRACE = 60.0
 """Seconds from the first signal until a mission that does not stop is cancelled, and unwinds."""
 _DRAIN_SHARE = 0.9
-"""A mission that is cancelled has no report, so it gets nearly all of them to stop in order."""
+"""A mission that is cancelled is not looked at once more, so it gets nearly all of them."""
 
 
 @final
@@ -253,13 +258,19 @@ class _Interruption:
         self._tell(f"orchestra: exiting at once because of {number.name}")
 
 
-async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> MissionReport:
+async def run_job(
+    job: Job,
+    progress: Progress,
+    tell: Callable[[str], None],
+    person: Person | None = None,
+) -> MissionReport:
     """Run the mission, show it, and let SIGINT and SIGTERM stop it in good order.
 
     Args:
         job: What to run.
         progress: Shows it.
         tell: Takes lines for people about signals.
+        person: Answers what the mission and its agents ask, beside those who look into the store.
 
     Raises:
         KeyboardInterrupt: It was interrupted before the mission had started, or for the second
@@ -270,28 +281,73 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
     async with interruption.shutdown as shutdown:
         shutdown.register_drain(interruption.stop, name="the mission's end")
         with interruption.starting:
-            async with (
-                _open_records(job.directory, tell) as store,
-                Mission(
-                    job.goal,
-                    backend=job.backend,
-                    directory=job.directory,
-                    plan=job.plan,
-                    agents=job.agents,
-                    settings=job.settings,
-                    listener=progress.handle,
-                    store=store,
-                ) as mission,
-            ):
-                interruption.mission = mission
-                async with background_tasks() as showing:
-                    showing.start_soon(progress.run)
-                    return await mission.wait_finished()
-    raise KeyboardInterrupt(
-        "interrupted before the mission started"
-        if interruption.mission is None
-        else "interrupted before the mission could stop in order: it has no report"
+            await _tidy(job.directory, tell)
+            async with _open_records(job.directory, tell) as store:
+                report = await _run_mission(job, store, interruption, progress, tell, person)
+                if job.outlets.notify:
+                    await tell_end(report)
+            await _tidy(job.directory, tell)
+            return report
+    mission = interruption.mission
+    if mission is None:
+        raise KeyboardInterrupt("interrupted before the mission started")
+    if mission.report is None:
+        raise KeyboardInterrupt("interrupted before the mission could be closed: it has no report")
+    return mission.report
+
+
+async def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
+    """Keep our folder in the workspace small; that this fails is no reason not to run a mission."""
+    try:
+        cleaning = await clean_workspace(directory)
+    except OSError as exc:
+        tell(f"orchestra: cannot clean up: {exc}")
+    else:
+        for problem in cleaning.problems:
+            tell(f"orchestra: {problem}")
+
+
+async def _run_mission(
+    job: Job,
+    store: MVCCStore | None,
+    interruption: _Interruption,
+    progress: Progress,
+    tell: Callable[[str], None],
+    person: Person | None,
+) -> MissionReport:
+    outlets = Outlets(progress)
+    mission = Mission(
+        job.goal,
+        backend=job.backend,
+        directory=job.directory,
+        plan=job.plan,
+        agents=job.agents,
+        settings=job.settings,
+        listener=outlets.handle,
+        store=store,
+        approve=person,
+        notes=job.notes,
+        saved=job.saved,
     )
+    async with AsyncExitStack() as stack:
+        if store is not None:
+            stack.enter_context(job.permissions.asking(store, person))
+        await stack.enter_async_context(
+            open_outlets(
+                outlets,
+                job.outlets,
+                mission=mission.id,
+                directory=job.directory,
+                backend=job.backend,
+                redactor=job.settings.redactor,
+                tell=tell,
+            )
+        )
+        await stack.enter_async_context(mission)
+        interruption.mission = mission
+        async with background_tasks() as showing:
+            showing.start_soon(progress.run)
+            return await mission.wait_finished()
 
 
 @asynccontextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import argparse
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
@@ -23,10 +25,12 @@ from orchestra.opencode.mission.memory.rules import (
     new_entry,
 )
 from orchestra.opencode.mission.plain import clean
+from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report_files import REPORT_FOLDER, make_folder
+from orchestra.opencode.mission.report_json import SCHEMA
 from orchestra.opencode.records import RECORDS
 
-__all__ = ("Remembered", "add_note", "forget_note", "list_memory")
+__all__ = ("Remembered", "add_memory_commands", "add_note", "forget_note", "list_memory")
 
 
 @frozen(kw_only=True)
@@ -66,6 +70,87 @@ class Remembered:
             "roles": list(entry.roles),
             "text": entry.text,
         }
+
+
+class Console(Protocol):
+    """Where a command writes."""
+
+    is_json: bool
+
+    def line(self, text: str) -> None:
+        """Print a line for people."""
+
+    def document(self, values: dict[str, Any]) -> None:
+        """Print the one JSON object."""
+
+
+def add_memory_commands(commands: Any, add_common: Callable[..., None]) -> None:
+    """Add the subcommand.
+
+    Args:
+        commands: What `argparse.ArgumentParser.add_subparsers` has returned.
+        add_common: Adds the options that all commands have, with a ``default``.
+    """
+    memory = commands.add_parser(
+        "memory", help="list what this workspace remembers, add to it, forget", allow_abbrev=False
+    )
+    memory.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    add_common(memory)
+    memory.set_defaults(function=_list)
+    actions = memory.add_subparsers(metavar="ACTION")
+    add = actions.add_parser("add", help="remember a note", allow_abbrev=False)
+    add.add_argument("text", metavar="TEXT", help="what agents are to be told")
+    add.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="tell it only where this file is written; may be repeated",
+    )
+    add.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        choices=[role.value for role in Role],
+        help="tell it only to this role; may be repeated",
+    )
+    add.set_defaults(function=_add)
+    forget = actions.add_parser("forget", help="forget an entry for good", allow_abbrev=False)
+    forget.add_argument("id", metavar="ID", help="its id, or the beginning of one")
+    forget.set_defaults(function=_forget)
+    for parser in (add, forget):
+        # Given before the action's name they count too, so there is no default to hide them.
+        parser.add_argument("--dir", type=Path, default=argparse.SUPPRESS, help="the workspace")
+        add_common(parser, default=argparse.SUPPRESS)
+
+
+def _list(options: argparse.Namespace, console: Console) -> int:
+    found = anyio.run(list_memory, options.dir or Path())
+    if console.is_json:
+        console.document({"schema": SCHEMA, "entries": [each.to_json() for each in found]})
+    for each in found:
+        console.line(str(each))
+    return 0
+
+
+def _add(options: argparse.Namespace, console: Console) -> int:
+    add = partial(add_note, files=options.file, roles=options.role)
+    return _show("remembered", anyio.run(add, options.dir or Path(), options.text), console)
+
+
+def _forget(options: argparse.Namespace, console: Console) -> int:
+    entry = anyio.run(forget_note, options.dir or Path(), options.id)
+    return _show("forgotten", entry, console)
+
+
+def _show(what: str, entry: MemoryEntry, console: Console) -> int:
+    if console.is_json:
+        console.document({"schema": SCHEMA, "id": entry.id, "text": entry.text})
+    console.line(f"{what}: {entry.id}  {entry.text}")
+    return 0
+
+
+# --- what they do ---
 
 
 @asynccontextmanager

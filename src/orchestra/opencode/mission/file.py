@@ -18,8 +18,9 @@ from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
+from orchestra.opencode.mission.file_people import read_people
 from orchestra.opencode.mission.memory.rules import MemorySettings
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.prompt_limits import MAX_SYSTEM
 from orchestra.opencode.mission.tables import Table, describe
 
@@ -99,6 +100,7 @@ class MissionFile:
         model: The model of every role that does not name its own; None: the backend's default.
         config: Further OpenCode configuration for a server of our own.
         project_config: Whether a server of our own reads the project's own configuration.
+        notify: Whether people are told when the mission is over.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
     """
@@ -114,6 +116,7 @@ class MissionFile:
     model: str | None = None
     config: Mapping[str, Any] = field(factory=dict)
     project_config: bool = False
+    notify: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
 
@@ -219,6 +222,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     )
     memory.close()
 
+    people = read_people(root)
     rules = root.table("rules")
     fallbacks = read_fallbacks(root, parse_model)
     settings = MissionSettings(
@@ -233,6 +237,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
                 "max_rounds", defaults.loop.rounds, minimum=1, maximum=_MOST_ROUNDS
             ),
         ),
+        gates=_gates(root, defaults.gates),
         acceptance=commands,
         allow=tuple(dict.fromkeys((*commands, *named, *allow))),
         command_timeout=rules.seconds("command_timeout", defaults.command_timeout),
@@ -242,6 +247,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         todo_file=_todo_file(rules, defaults.todo_file),
         memory=remembering,
         has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
+        must_approve=people.must_approve,
+        people=people.settings,
     )
     rules.close()
 
@@ -281,6 +288,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         model=model,
         config=config,
         project_config=project_config,
+        notify=people.notify,
         agents=agents,
         roles=roles,
     )
@@ -295,6 +303,26 @@ def _folder(table: Table, key: str, base: Path) -> Path | None:
         table.wrong(key, f"an existing folder (relative to {str(base)!r})")
         return None
     return path
+
+
+def _gates(root: Table, defaults: GateSettings) -> GateSettings:
+    table = root.table("gates")
+    servers = table.table("diagnostics")
+    diagnostics = {}
+    for suffix in servers:
+        if not suffix.startswith(".") or suffix != suffix.lower():
+            servers.problem(suffix, "expected a suffix in small letters, such as '.py'")
+        diagnostics[suffix] = servers.command(suffix)
+    at_once = table.integer(
+        "commands_at_once", defaults.commands_at_once, minimum=1, maximum=_MOST_AT_ONCE
+    )
+    unparsed = table.texts("unparsed") if "unparsed" in table else defaults.unparsed
+    table.close()
+    return GateSettings(
+        diagnostics={suffix: argv for suffix, argv in diagnostics.items() if argv},
+        unparsed=unparsed,
+        commands_at_once=at_once,
+    )
 
 
 def _todo_file(rules: Table, default: str | None) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.lowlevel
@@ -27,13 +27,13 @@ from orchestra import (
     SessionPool,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, StoreError
+from orchestra.errors import BlockedError, HookError, MissionError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
-from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.checks import Checks
+from orchestra.opencode.mission.continuity import Continuity
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
-    CommandFinished,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -43,7 +43,6 @@ from orchestra.opencode.mission.events import (
 )
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
-from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import (
@@ -55,7 +54,6 @@ from orchestra.opencode.mission.orders import (
     Discard,
     Event,
     Finish,
-    GatesFinished,
     Integrate,
     Order,
     PlanChecked,
@@ -65,27 +63,23 @@ from orchestra.opencode.mission.orders import (
     TaskAdded,
     TaskMoved,
     Warn,
-    WorkStarted,
 )
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
-    CommandResult,
     Evidence,
     MissionOutcome,
     MissionReport,
-    Receipt,
-    Span,
     TaskState,
 )
+from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.transitions import OVER
-from orchestra.opencode.mission.workplaces import Change
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.people.side import PeopleSide
@@ -124,14 +118,21 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        notes: Plain data, without secrets, that is kept with the records for whoever goes on with
+            the mission after a crash.
+        saved: A mission to go on with, after a crash or an interruption, from `load_mission`. Plan,
+            agents and settings are those of before unless others are given; the workspace is.
         approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
             in the store; the first answer counts.
 
     Raises:
+        MissionError: The mission to go on with has come to its end.
         HookOrderError: The hooks and the mission's own steps fit into no order.
         ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
             be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
+        WorkspaceOwnedError: Somebody else runs a mission in the workspace, with records in the
+            same store (on entering).
     """
 
     def __init__(
@@ -147,7 +148,18 @@ class Mission(AsyncContextManagerMixin):
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
         approve: Person | None = None,
+        notes: Mapping[str, Any] | None = None,
+        saved: SavedMission | None = None,
     ) -> None:
+        if saved is not None:
+            if not saved.is_unfinished:
+                raise MissionError(f"mission {saved.id} has ended as {saved.state}; start another")
+            directory, plan, settings = (
+                saved.directory,
+                plan or saved.given,
+                settings or saved.settings,
+            )
+            agents, notes = {**saved.agents, **(agents or {})}, notes or saved.launch
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
@@ -159,14 +171,16 @@ class Mission(AsyncContextManagerMixin):
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
-        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
             self._goal, settings=self._settings, plan=plan, random=random.random
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
-        self._id = f"mission_{secrets.token_hex(4)}"
+        self._id = f"mission_{secrets.token_hex(4)}" if saved is None else saved.id
+        self._plan = plan
+        self._notes = notes or {}
+        self._saved = saved
         self._memory = MissionMemory(
             self._id,
             directory=self._directory,
@@ -193,6 +207,16 @@ class Mission(AsyncContextManagerMixin):
             post=self._post,
             publish=self._publish,
         )
+        self._checks = Checks(
+            self._desks,
+            workspace=self._directory,
+            settings=self._settings,
+            controller=self._controller,
+            scrubber=self._scrubber,
+            now=self._now,
+            publish=self._publish,
+            warn=self._warn,
+        )
         self._witness = Witness(
             self._directory,
             skipped=[self._settings.todo_file or ""],
@@ -200,12 +224,11 @@ class Mission(AsyncContextManagerMixin):
         )
         self._store = store
         self._sessions: SessionPool  # on entering
-        self._ledger: Ledger  # on entering, when there is a store
+        self._continuity: Continuity  # on entering, when there is a store
         self._people: PeopleSide
         self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
-        self._timeline: list[Span] = []
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
         self._is_todo_stale = anyio.Event()
@@ -223,6 +246,11 @@ class Mission(AsyncContextManagerMixin):
     def id(self) -> str:
         """The mission's id; sessions carry it in their metadata."""
         return self._id
+
+    @property
+    def report(self) -> MissionReport | None:
+        """The report, once the mission is over."""
+        return self._report
 
     @property
     def directory(self) -> Path:
@@ -318,11 +346,14 @@ class Mission(AsyncContextManagerMixin):
             if not self._backend.is_open:
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
-            self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._started_at = now if self._saved is None else self._saved.started_at
             store = self._store
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
-            self._ledger = self._open_ledger(store)
+            self._continuity = self._keep_records(store)
+            await self._continuity.claim()
+            stack.push_async_callback(self._continuity.release)
             await self._memory.begin(store)
             self._desks.places = Places(
                 self._directory,
@@ -332,9 +363,10 @@ class Mission(AsyncContextManagerMixin):
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
             )
+            await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
-            self._crew.enter(self._sessions)
+            self._crew.enter(self._sessions, self._continuity.attempts)
             self._people = PeopleSide(
                 self._id,
                 store.namespace(self._id),
@@ -359,15 +391,19 @@ class Mission(AsyncContextManagerMixin):
     async def _drive(self) -> None:
         """Feed the machine and perform its commands, until the mission is over."""
         finish = None
-        commands = self._machine.start()
+        events: list[Event] = []
         try:
             async with anyio.create_task_group() as work:
+                work.start_soon(self._continuity.keep, self._lose)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
+                commands = await self._continuity.begin()
+                for task in self._machine.task_reports():  # those of a mission that goes on
+                    self._memory.look(task)
                 if problem := await self._begin(work):
                     stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
                     commands = self._machine.handle(stop)
                 while finish is None:
-                    commands = await self._record(commands)
+                    commands = await self._record(commands, events)
                     for command in commands:
                         finish = self._perform(work, command)
                     await self._memory.flush()
@@ -376,6 +412,7 @@ class Mission(AsyncContextManagerMixin):
                         commands = [
                             each for event in events for each in self._machine.handle(event)
                         ]
+                await self._continuity.let_go(self._crew.detach_all)
                 work.cancel_scope.cancel()
         finally:
             try:
@@ -388,18 +425,18 @@ class Mission(AsyncContextManagerMixin):
         """Close, write and tell what is left; without a finish the mission was cancelled."""
         self._crew.close_all()
         await self._sessions.aclose()
+        await self._continuity.clean_up()
         evidence = None
         if finish is None:
-            # Perhaps when its end was decided already, but not yet written.
-            commands = self._machine.handle(StopRequested(reason="it was cancelled"))
+            await self._record(self._continuity.interrupt("it was cancelled"))
             finish = self._machine.finish
-            await self._record(commands if finish is None or commands else [finish])
         else:
             await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
-        self._quiescence = await self._people.confirm(
-            self._backend, self._crew.opened, limit=_QUIET_LIMIT
-        )
+        if not self._continuity.is_lost:
+            self._quiescence = await self._people.confirm(
+                self._backend, self._crew.opened, limit=_QUIET_LIMIT
+            )
         await self._desks.places.aclose()
         self._tell_of_places()
         await self._write_todo()
@@ -422,13 +459,20 @@ class Mission(AsyncContextManagerMixin):
             self._backend, self._directory, self._team.values()
         ):
             self._warn(problem)
+        if self._saved is not None:
+            for part, parent in self._saved.parts:
+                self._spending.add_part(part, parent)
+            self._spending.restore(self._saved.spent)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:
             work.start_soon(self._keep_deadline, seconds, "budget")
         if self._settings.has_evidence:
             await self._witness.begin()
-        return await self._desks.begin()
+        if problem := await self._desks.begin():
+            return problem
+        await self._desks.resume(self._continuity.inputs)
+        return ""
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -449,25 +493,39 @@ class Mission(AsyncContextManagerMixin):
             self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
         )
 
-    def _open_ledger(self, store: MVCCStore) -> Ledger:
+    def _keep_records(self, store: MVCCStore) -> Continuity:
         about = {
             "goal": self._goal,
             "backend": self._backend.name,
             "directory": str(self._directory),
             "started_at": self._started_at,
         }
-        todo = self._settings.todo_file
-        path = None if todo is None else self._directory / todo
-        return Ledger(
-            store.namespace(self._id), about=about, todo_path=path, scrubber=self._scrubber
+        if self._saved is not None:
+            self._crew.usage = self._saved.usage
+        return Continuity(
+            store,
+            self._id,
+            machine=self._machine,
+            backend=self._backend,
+            directory=self._directory,
+            agents=self._team,
+            settings=self._settings,
+            scrubber=self._scrubber,
+            about=about,
+            plan=self._plan,
+            launch=self._notes,
+            saved=self._saved,
+            is_shared=self._store is not None,
         )
 
-    async def _record(self, commands: list[Command]) -> list[Command]:
+    def _lose(self) -> None:
+        reason = "somebody else has taken the workspace over, since this process was away too long"
+        self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
+
+    async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._ledger.record(
-                commands, self._machine.task_report, spent=self._spending.take_news()
-            )
+            await self._continuity.record(commands, events, spent=self._spending.take_news())
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
@@ -525,10 +583,9 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, CheckPlan):
                     await self._check_plan(order)
                 elif isinstance(order, RunGates):
-                    await self._run_gates(order)
+                    self._post(await self._checks.run(order))
                 elif isinstance(order, Integrate):
                     self._post(await self._desks.integrate(order))
-                    self._tell_of_places()
                 else:
                     shown = self._steps.show_plan(order.plan)
                     self._post(await self._people.approve(order, shown))
@@ -537,6 +594,7 @@ class Mission(AsyncContextManagerMixin):
             self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
+            self._tell_of_places()
 
     # --- plans and commands ---
 
@@ -551,51 +609,6 @@ class Mission(AsyncContextManagerMixin):
             self._scrubber.log_exception(_logger, "a hook failed at a plan")
             problem = str(exc)
         self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
-
-    async def _run_gates(self, order: RunGates) -> None:
-        queued = self._now()
-        results = [
-            CommandResult(argv=argv, refusal="it is not on the mission's allow list")
-            for argv in order.refused
-        ]
-        places = self._desks.places
-        place = None if order.task_id is None else await self._desks.open(order.task_id)
-        directory = self._directory if place is None else place.directory
-        change = Change(tree="", directory=directory) if place is None else await place.look()
-        async with self._controller.lease("acceptance"), (place or places).at_work():
-            started = self._now()
-            self._post(WorkStarted(ticket=order.ticket))
-            for argv in order.commands:
-                result = await run_acceptance(argv, directory=directory, settings=self._settings)
-                result = self._scrubber.value(result)
-                results.append(result)
-                self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
-        if place is None:
-            change = await places.whole()
-        self._tell_of_places()
-        is_failed = any(result.is_failed for result in results)
-        if order.commands:
-            self._timeline.append(
-                Span(
-                    name="acceptance",
-                    task_id=order.task_id,
-                    round=order.round,
-                    queued=queued,
-                    started=started,
-                    ended=self._now(),
-                    outcome="failed" if is_failed else "done",
-                )
-            )
-        receipt = Receipt(
-            stage=order.stage,
-            tree=change.tree,
-            problems=change.problems,
-            commands=tuple(results),
-            changed=change.changed,
-            strays=change.strays,
-        )
-        evidence = "" if place is None else self._scrubber.text(change.diff)
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
 
     # --- files, clock, people ---
 
@@ -621,12 +634,15 @@ class Mission(AsyncContextManagerMixin):
                 await self._write_todo()
 
     async def _write_todo(self) -> None:
+        if self._continuity.is_lost:
+            return
+        ledger = self._continuity.ledger
         try:
-            await self._ledger.project()
+            await ledger.project()
         except (OSError, StoreError) as exc:
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
-        while self._ledger.warnings:
-            self._warn(self._ledger.warnings.pop())
+        while ledger.warnings:
+            self._warn(ledger.warnings.pop())
 
     def _tell_of_places(self) -> None:
         warnings = self._desks.places.warnings
@@ -653,6 +669,7 @@ class Mission(AsyncContextManagerMixin):
             self._publish(WarningRaised(at=self._now(), message=message))
 
     def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
+        spans = (*self._checks.timeline, *self._crew.timeline)
         report = MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -661,14 +678,13 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
-            timeline=tuple(
-                sorted((*self._timeline, *self._crew.timeline), key=lambda span: span.started)
-            ),
+            timeline=tuple(sorted(spans, key=lambda span: span.started)),
             usage=self._crew.usage,
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            receipt=self._machine.receipt,
             costs=as_cost_node(self._spending.tree()),
             statistics={
                 "turns": self._crew.turns_finished,

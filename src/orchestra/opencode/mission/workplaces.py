@@ -8,10 +8,11 @@ does not see the difference.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import anyio.lowlevel
 from attrs import field, frozen
 
 __all__ = ("Change", "Taken", "Workplace", "WorkplaceError", "Workplaces")
@@ -87,6 +88,18 @@ class Workplace(ABC):
         A checkpoint.
         """
 
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file held before the task changed it; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the directory.
+        """
+        del path
+        await anyio.lowlevel.checkpoint()
+        return None
+
     @abstractmethod
     async def integrate(self, tree: str) -> Taken:
         """Take the change over into the workspace, if it still is what was checked. A checkpoint.
@@ -119,6 +132,14 @@ class Workplaces(ABC):
 
         Raises:
             WorkplaceError: This mission cannot work there.
+        """
+
+    @abstractmethod
+    def recall(self, before: Mapping[str, Mapping[str, str]]) -> None:
+        """Say how files were before tasks were first worked on, by an earlier process.
+
+        Args:
+            before: For each task the SHA-256 of each file, in hexadecimal; empty: it was not there.
         """
 
     @abstractmethod
@@ -156,6 +177,16 @@ class Workplaces(ABC):
     @abstractmethod
     async def whole(self) -> Change:
         """Tell what the whole mission has changed in the workspace since it began. A checkpoint."""
+
+    @abstractmethod
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file of the workspace held at first; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the workspace.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

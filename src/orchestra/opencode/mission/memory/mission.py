@@ -298,7 +298,7 @@ class MissionMemory:
         The same session is told the same again, so that it can be opened anew.
 
         Args:
-            ask: The first thing that the session will be asked.
+            ask: What the session is asked; what counts is the first time.
             agent: The agent of the role.
         """
         room = min(self._settings.characters, system_room(agent.prompt))
@@ -311,8 +311,8 @@ class MissionMemory:
         else:
             chosen = [entry for name in names if (entry := self._index.get(name)) is not None]
         work.current[ask.role.value] = [entry.id for entry in chosen]
+        work.sessions[ask.session] = [entry.id for entry in chosen]
         if chosen:
-            work.sessions[ask.session] = [entry.id for entry in chosen]
             self._unwritten_work.add(ask.task_id or "")
         block = memory_block(chosen)
         if names is None:
