@@ -12,6 +12,7 @@ from orchestra.errors import ConfigurationError
 from orchestra.opencode.cli import main
 from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
 from orchestra.opencode.mission.file import parse_mission
+from orchestra.opencode.mission.plan import MissionSettings
 
 HEAD = """
 goal = "spend"
@@ -25,7 +26,7 @@ call = "agents.py:work"
 """
 
 
-def parse(text: str, folder: Path) -> object:
+def parse(text: str, folder: Path) -> MissionSettings:
     (folder / "agents.py").write_text(AGENTS)
     return parse_mission(HEAD + text, folder / "mission.toml").settings
 
@@ -42,9 +43,8 @@ async def work(turn):
 
 def test_what_a_mission_file_says_about_money_and_models(tmp_path: Path) -> None:
     """Every key has its place in the settings."""
-    settings = parse_mission(
-        (parse("", tmp_path) and HEAD)
-        + """
+    settings = parse(
+        """
         [models.fallbacks]
         worker = ["p/m2", "q/m"]
         [providers]
@@ -66,8 +66,8 @@ def test_what_a_mission_file_says_about_money_and_models(tmp_path: Path) -> None
         output = 2.5
         cache_read = 0.1
         """,
-        tmp_path / "mission.toml",
-    ).settings
+        tmp_path,
+    )
     assert settings.fallbacks == {"worker": ("p/m2", "q/m")}
     assert settings.providers == ProviderSettings(
         failure_threshold=2, recovery_timeout=9.0, patience=1.0
