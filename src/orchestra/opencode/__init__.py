@@ -73,8 +73,9 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_files import ReportFiles, write_report
     from orchestra.opencode.mission.report_html import report_to_html
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
-    from orchestra.opencode.mission.run import run_mission
+    from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.statistics import MissionStatistics
     from orchestra.opencode.people.cancelling import Quiescence
     from orchestra.opencode.people.permissions import MissionPermissions
@@ -93,6 +94,7 @@ __all__ = (
     "AgentCall",
     "AgentCommand",
     "Allowance",
+    "Attempt",
     "BudgetSettings",
     "CleanOptions",
     "Cleaning",
@@ -131,6 +133,7 @@ __all__ = (
     "ReportFiles",
     "Role",
     "RoleChoice",
+    "SavedMission",
     "SessionTold",
     "Span",
     "StreamTiming",
@@ -147,12 +150,14 @@ __all__ = (
     "WarningRaised",
     "clean_workspace",
     "find_opencode",
+    "load_mission",
     "locate_opencode",
     "read_mission_file",
     "read_task",
     "report_from_json",
     "report_to_html",
     "report_to_json",
+    "resume_mission",
     "run_mission",
     "write_report",
 )
@@ -169,6 +174,7 @@ _HOMES = {
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
     "Allowance": "orchestra.opencode.mission.allowances",
+    "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
     "CleanOptions": "orchestra.opencode.housekeeping",
     "Cleaning": "orchestra.opencode.housekeeping",
@@ -207,6 +213,7 @@ _HOMES = {
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
+    "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "StreamTiming": "orchestra.opencode.client.stream",
@@ -223,12 +230,14 @@ _HOMES = {
     "WarningRaised": "orchestra.opencode.mission.events",
     "clean_workspace": "orchestra.opencode.housekeeping",
     "find_opencode": "orchestra.opencode.client.locate",
+    "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",
     "report_to_html": "orchestra.opencode.mission.report_html",
     "report_to_json": "orchestra.opencode.mission.report_json",
+    "resume_mission": "orchestra.opencode.mission.run",
     "run_mission": "orchestra.opencode.mission.run",
     "write_report": "orchestra.opencode.mission.report_files",
 }
