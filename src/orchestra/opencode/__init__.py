@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestra.opencode.agents.agents_file import AgentEntry, AgentsFile, read_agents_file
     from orchestra.opencode.agents.roles import ROLE_AGENTS
     from orchestra.opencode.backend import OpenCodeBackend
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
+    from orchestra.opencode.client.looking import TurnTiming
     from orchestra.opencode.client.stream import StreamTiming
-    from orchestra.opencode.client.turn import TurnTiming
     from orchestra.opencode.mission.events import (
         AgentActed,
         CommandFinished,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
     from orchestra.opencode.mission.run import run_mission
     from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.specialists import Specialist
     from orchestra.opencode.mission.statistics import MissionStatistics
 
 __all__ = (
@@ -81,6 +83,8 @@ __all__ = (
     "AgentActed",
     "AgentCall",
     "AgentCommand",
+    "AgentEntry",
+    "AgentsFile",
     "CommandFinished",
     "CommandResult",
     "EventsDropped",
@@ -108,6 +112,7 @@ __all__ = (
     "RoleChoice",
     "SessionTold",
     "Span",
+    "Specialist",
     "StreamTiming",
     "TaskChanged",
     "TaskMode",
@@ -120,6 +125,7 @@ __all__ = (
     "WarningRaised",
     "find_opencode",
     "locate_opencode",
+    "read_agents_file",
     "read_mission_file",
     "read_task",
     "report_from_json",
@@ -139,6 +145,8 @@ _HOMES = {
     "AgentActed": "orchestra.opencode.mission.events",
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
+    "AgentEntry": "orchestra.opencode.agents.agents_file",
+    "AgentsFile": "orchestra.opencode.agents.agents_file",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "EventsDropped": "orchestra.opencode.mission.events",
@@ -166,6 +174,7 @@ _HOMES = {
     "RoleChoice": "orchestra.opencode.mission.file",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
+    "Specialist": "orchestra.opencode.mission.specialists",
     "StreamTiming": "orchestra.opencode.client.stream",
     "TaskChanged": "orchestra.opencode.mission.events",
     "TaskMode": "orchestra.opencode.mission.plan",
@@ -174,10 +183,11 @@ _HOMES = {
     "TaskState": "orchestra.opencode.mission.report",
     "TurnFinished": "orchestra.opencode.mission.events",
     "TurnStarted": "orchestra.opencode.mission.events",
-    "TurnTiming": "orchestra.opencode.client.turn",
+    "TurnTiming": "orchestra.opencode.client.looking",
     "WarningRaised": "orchestra.opencode.mission.events",
     "find_opencode": "orchestra.opencode.client.locate",
     "locate_opencode": "orchestra.opencode.client.locate",
+    "read_agents_file": "orchestra.opencode.agents.agents_file",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",

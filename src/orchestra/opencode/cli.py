@@ -192,6 +192,11 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--project-agents",
+        action="store_true",
+        help="obey the workspace's .orchestra/agents.toml or agents.json",
+    )
+    run.add_argument(
         "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
     )
     _add_common(run)
@@ -244,6 +249,7 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            project_agents=options.project_agents,
             password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
         )
     )

@@ -41,6 +41,7 @@ from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
+from orchestra.opencode.staff import Staff, find_staff
 
 __all__ = ("Job", "JobOptions", "prepare", "run_job")
 
@@ -56,6 +57,7 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        project_agents: Whether the agents file of the workspace is read.
         password: The server's password.
     """
 
@@ -65,6 +67,7 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    project_agents: bool = False
     password: str | None = attrs.field(default=None, repr=False)
 
 
@@ -99,8 +102,10 @@ def prepare(options: JobOptions) -> Job:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
-    backend = _make_backend(mission, options)
-    settings = mission.settings
+    workspace = mission.template or options.directory or mission.directory or Path()
+    staff = find_staff(mission, workspace, reads_project=options.project_agents)
+    backend = _make_backend(mission, options, staff)
+    settings = attrs.evolve(mission.settings, specialists=staff.specialists)
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
@@ -109,7 +114,7 @@ def prepare(options: JobOptions) -> Job:
         backend=backend,
         directory=_make_workspace(mission, options.directory),
         plan=mission.plan,
-        agents=mission.role_agents(),
+        agents=staff.agents,
         settings=settings,
     )
 
@@ -137,7 +142,7 @@ def _read(options: JobOptions) -> MissionFile:
     return attrs.evolve(mission, url=url or mission.url, model=model or mission.model)
 
 
-def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
+def _make_backend(mission: MissionFile, options: JobOptions, staff: Staff) -> SessionBackend:
     if mission.backend == "embedded":
         return EmbeddedBackend(load_agents(mission))
     try:
@@ -148,7 +153,7 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         mission.url,
         password=options.password,
         model=mission.model,
-        agents=[agent for agent in mission.role_agents().values() if agent.prompt],
+        agents=staff.configured,
         config=mission.config,
         project_config=mission.project_config,
     )

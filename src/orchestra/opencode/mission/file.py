@@ -98,6 +98,7 @@ class MissionFile:
         project_config: Whether a server of our own reads the project's own configuration.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
+        agents_file: Further agents, and changes to those of roles; None: none.
     """
 
     path: Path
@@ -113,6 +114,7 @@ class MissionFile:
     project_config: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
+    agents_file: Path | None = None
 
     def role_agents(self) -> dict[Role, Agent]:
         """Return whom `run_mission` shall talk to, for each role.
@@ -182,6 +184,7 @@ def parse_mission(text: str, path: Path, *, backend: BackendKind | None = None) 
 def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     folder = path.parent
     goal = root.text("goal", is_required=True)
+    agents_file = root.text("agents_file")
 
     workspace = root.table("workspace")
     directory = _folder(workspace, "directory", folder)
@@ -265,6 +268,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         project_config=project_config,
         agents=agents,
         roles=roles,
+        agents_file=folder / agents_file if agents_file else None,
     )
 
 
@@ -389,6 +393,7 @@ def _task(table: Table) -> TaskSpec:
         files=files,
         depends=table.texts("depends"),
         acceptance=table.commands("acceptance"),
+        agent=table.text("agent"),
     )
     table.close()
     return spec
