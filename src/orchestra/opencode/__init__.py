@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
     from orchestra.opencode.client.looking import TurnTiming
     from orchestra.opencode.client.stream import StreamTiming
+    from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
     from orchestra.opencode.mission.events import (
         AgentActed,
         CommandFinished,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
+        GateSettings,
         LoopLimits,
         MissionSettings,
         Plan,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.report import (
         CommandResult,
+        CostNode,
         Evidence,
         Finding,
         MissionOutcome,
@@ -85,11 +88,15 @@ __all__ = (
     "AgentCommand",
     "AgentEntry",
     "AgentsFile",
+    "Allowance",
+    "BudgetSettings",
     "CommandFinished",
     "CommandResult",
+    "CostNode",
     "EventsDropped",
     "Evidence",
     "Finding",
+    "GateSettings",
     "LoopLimits",
     "Mission",
     "MissionEvent",
@@ -106,6 +113,7 @@ __all__ = (
     "OpenCodeProgram",
     "Plan",
     "PlanAccepted",
+    "ProviderSettings",
     "Receipt",
     "ReportFiles",
     "Role",
@@ -147,11 +155,15 @@ _HOMES = {
     "AgentCommand": "orchestra.opencode.mission.file",
     "AgentEntry": "orchestra.opencode.agents.agents_file",
     "AgentsFile": "orchestra.opencode.agents.agents_file",
+    "Allowance": "orchestra.opencode.mission.allowances",
+    "BudgetSettings": "orchestra.opencode.mission.allowances",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
+    "CostNode": "orchestra.opencode.mission.report",
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
+    "GateSettings": "orchestra.opencode.mission.plan",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",
@@ -168,6 +180,7 @@ _HOMES = {
     "OpenCodeProgram": "orchestra.opencode.client.locate",
     "Plan": "orchestra.opencode.mission.plan",
     "PlanAccepted": "orchestra.opencode.mission.events",
+    "ProviderSettings": "orchestra.opencode.mission.allowances",
     "Receipt": "orchestra.opencode.mission.report",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
