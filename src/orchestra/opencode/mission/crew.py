@@ -134,6 +134,7 @@ class Crew:
         self._agents = agents
         self._model = model
         self._settings = settings
+        self._specialists = {each.agent.name: each.agent for each in settings.specialists}
         self._controller = controller
         self._gates = gates
         self._spending = spending
@@ -314,7 +315,7 @@ class Crew:
 
     def _equip(self, ask: Ask) -> Agent:
         """Return whom to ask, with what this mission's rules add to the agent's own."""
-        agent = self._agents[ask.role]
+        agent = self._specialists.get(ask.agent) or self._agents[ask.role]
         room = max(self._settings.loop.depth - ask.depth, 0)
         rules = self._settings.people.permissions.get(ask.role.value, ())
         return evolve(
