@@ -333,6 +333,7 @@ async def test_it_survives_a_restart(tmp_path: Path, store: MVCCStore) -> None:
     again = memory_of(tmp_path)
     await again.begin(store)
     assert again.equip(ask(task(), "worker/a/2", 3), worker) == first
+    assert (again.told, again.characters) == (memory.told, memory.characters)
     report = report_of(TaskState.ACCEPTED, [REASON, "the header is missing"])
     for _ in range(2):  # looking again changes nothing
         again.look(report)

@@ -9,11 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestra.opencode.agents.agents_file import AgentEntry, AgentsFile, read_agents_file
     from orchestra.opencode.agents.roles import ROLE_AGENTS
     from orchestra.opencode.backend import OpenCodeBackend
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
+    from orchestra.opencode.client.looking import TurnTiming
     from orchestra.opencode.client.stream import StreamTiming
-    from orchestra.opencode.client.turn import TurnTiming
+    from orchestra.opencode.event_log import EVENT_SCHEMA, EventLog
+    from orchestra.opencode.housekeeping import Cleaning, CleanOptions, clean_workspace
     from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
     from orchestra.opencode.mission.events import (
         AgentActed,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.memory.rules import MemorySettings
     from orchestra.opencode.mission.messages import read_task
+    from orchestra.opencode.mission.people_settings import PeopleSettings
     from orchestra.opencode.mission.plan import (
         GateSettings,
         LoopLimits,
@@ -74,11 +78,17 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
     from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
+    from orchestra.opencode.mission.specialists import Specialist
     from orchestra.opencode.mission.statistics import MissionStatistics
+    from orchestra.opencode.people.cancelling import Quiescence
+    from orchestra.opencode.people.permissions import MissionPermissions
+    from orchestra.opencode.people.questions import Person, PersonAnswer, PersonQuestion
+    from orchestra.opencode.toasts import Toast, Toasts
 
 __all__ = (
     "AFTER_TURN",
     "BEFORE_PROMPT",
+    "EVENT_SCHEMA",
     "PLAN_RECEIVED",
     "REPORT_READY",
     "ROLE_AGENTS",
@@ -86,12 +96,17 @@ __all__ = (
     "AgentActed",
     "AgentCall",
     "AgentCommand",
+    "AgentEntry",
+    "AgentsFile",
     "Allowance",
     "Attempt",
     "BudgetSettings",
+    "CleanOptions",
+    "Cleaning",
     "CommandFinished",
     "CommandResult",
     "CostNode",
+    "EventLog",
     "EventsDropped",
     "Evidence",
     "Finding",
@@ -103,6 +118,7 @@ __all__ = (
     "MissionFile",
     "MissionFinished",
     "MissionOutcome",
+    "MissionPermissions",
     "MissionPrompt",
     "MissionReport",
     "MissionSettings",
@@ -111,9 +127,14 @@ __all__ = (
     "MissionTurn",
     "OpenCodeBackend",
     "OpenCodeProgram",
+    "PeopleSettings",
+    "Person",
+    "PersonAnswer",
+    "PersonQuestion",
     "Plan",
     "PlanAccepted",
     "ProviderSettings",
+    "Quiescence",
     "Receipt",
     "ReportFiles",
     "Role",
@@ -121,19 +142,24 @@ __all__ = (
     "SavedMission",
     "SessionTold",
     "Span",
+    "Specialist",
     "StreamTiming",
     "TaskChanged",
     "TaskMode",
     "TaskReport",
     "TaskSpec",
     "TaskState",
+    "Toast",
+    "Toasts",
     "TurnFinished",
     "TurnStarted",
     "TurnTiming",
     "WarningRaised",
+    "clean_workspace",
     "find_opencode",
     "load_mission",
     "locate_opencode",
+    "read_agents_file",
     "read_mission_file",
     "read_task",
     "report_from_json",
@@ -147,6 +173,7 @@ __all__ = (
 _HOMES = {
     "AFTER_TURN": "orchestra.opencode.mission.hook_points",
     "BEFORE_PROMPT": "orchestra.opencode.mission.hook_points",
+    "EVENT_SCHEMA": "orchestra.opencode.event_log",
     "PLAN_RECEIVED": "orchestra.opencode.mission.hook_points",
     "REPORT_READY": "orchestra.opencode.mission.hook_points",
     "ROLE_AGENTS": "orchestra.opencode.agents.roles",
@@ -154,12 +181,17 @@ _HOMES = {
     "AgentActed": "orchestra.opencode.mission.events",
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
+    "AgentEntry": "orchestra.opencode.agents.agents_file",
+    "AgentsFile": "orchestra.opencode.agents.agents_file",
     "Allowance": "orchestra.opencode.mission.allowances",
     "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
+    "CleanOptions": "orchestra.opencode.housekeeping",
+    "Cleaning": "orchestra.opencode.housekeeping",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "CostNode": "orchestra.opencode.mission.report",
+    "EventLog": "orchestra.opencode.event_log",
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
@@ -171,6 +203,7 @@ _HOMES = {
     "MissionFile": "orchestra.opencode.mission.file",
     "MissionFinished": "orchestra.opencode.mission.events",
     "MissionOutcome": "orchestra.opencode.mission.report",
+    "MissionPermissions": "orchestra.opencode.people.permissions",
     "MissionPrompt": "orchestra.opencode.mission.hook_points",
     "MissionReport": "orchestra.opencode.mission.report",
     "MissionSettings": "orchestra.opencode.mission.plan",
@@ -179,9 +212,14 @@ _HOMES = {
     "MissionTurn": "orchestra.opencode.mission.hook_points",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
+    "PeopleSettings": "orchestra.opencode.mission.people_settings",
+    "Person": "orchestra.opencode.people.questions",
+    "PersonAnswer": "orchestra.opencode.people.questions",
+    "PersonQuestion": "orchestra.opencode.people.questions",
     "Plan": "orchestra.opencode.mission.plan",
     "PlanAccepted": "orchestra.opencode.mission.events",
     "ProviderSettings": "orchestra.opencode.mission.allowances",
+    "Quiescence": "orchestra.opencode.people.cancelling",
     "Receipt": "orchestra.opencode.mission.report",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
@@ -189,19 +227,24 @@ _HOMES = {
     "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
+    "Specialist": "orchestra.opencode.mission.specialists",
     "StreamTiming": "orchestra.opencode.client.stream",
     "TaskChanged": "orchestra.opencode.mission.events",
     "TaskMode": "orchestra.opencode.mission.plan",
     "TaskReport": "orchestra.opencode.mission.report",
     "TaskSpec": "orchestra.opencode.mission.plan",
     "TaskState": "orchestra.opencode.mission.report",
+    "Toast": "orchestra.opencode.toasts",
+    "Toasts": "orchestra.opencode.toasts",
     "TurnFinished": "orchestra.opencode.mission.events",
     "TurnStarted": "orchestra.opencode.mission.events",
-    "TurnTiming": "orchestra.opencode.client.turn",
+    "TurnTiming": "orchestra.opencode.client.looking",
     "WarningRaised": "orchestra.opencode.mission.events",
+    "clean_workspace": "orchestra.opencode.housekeeping",
     "find_opencode": "orchestra.opencode.client.locate",
     "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
+    "read_agents_file": "orchestra.opencode.agents.agents_file",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",

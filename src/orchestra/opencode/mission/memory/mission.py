@@ -55,6 +55,7 @@ class _Work:
         current: The entries that the latest session of each role was told.
         latest: The entries made of the latest reasons, which its next message has anyway.
         sessions: For each of its sessions the entries that it was told.
+        characters: What telling them took, with all that stands around them.
         tallies: How the rounds ended in which an entry was told.
     """
 
@@ -63,6 +64,7 @@ class _Work:
     current: dict[str, list[str]] = field(factory=dict)
     latest: list[str] = field(factory=list)
     sessions: dict[str, list[str]] = field(factory=dict)
+    characters: int = 0
     tallies: dict[str, Tally] = field(factory=dict)
 
     def count(self, tally: Tally) -> set[str]:
@@ -79,6 +81,7 @@ class _Work:
             "current": self.current,
             "latest": self.latest,
             "sessions": self.sessions,
+            "characters": self.characters,
             "tallies": {name: list(tally) for name, tally in self.tallies.items()},
         }
 
@@ -99,10 +102,6 @@ class MissionMemory:
         directory: The workspace.
         settings: Whether it remembers, and how much it tells.
         scrubber: Takes secrets out of what is remembered.
-
-    Attributes:
-        told: How many entries were told to agents, counted once per session.
-        characters: How many characters that took, with all that stands around them.
     """
 
     def __init__(
@@ -121,11 +120,19 @@ class MissionMemory:
         self._unwritten_work: set[str] = set()
         self._store: MVCCStore | None = None
         self._project: ProjectMemory | None = None
-        self.told = 0
-        self.characters = 0
 
     def __repr__(self) -> str:
         return f"<MissionMemory {self._index!r} told={self.told}>"
+
+    @property
+    def told(self) -> int:
+        """How many entries agents were told, counted once per session."""
+        return sum(len(names) for work in self._work.values() for names in work.sessions.values())
+
+    @property
+    def characters(self) -> int:
+        """How many characters that took, with all that stands around them."""
+        return sum(work.characters for work in self._work.values())
 
     # --- life ---
 
@@ -316,8 +323,7 @@ class MissionMemory:
             self._unwritten_work.add(ask.task_id or "")
         block = memory_block(chosen)
         if names is None:
-            self.told += len(chosen)
-            self.characters += len(block)
+            work.characters += len(block)
         return evolve(agent, prompt=with_system_text(agent.prompt, block)) if block else agent
 
     def _find(self, ask: Ask, hidden: set[str]) -> list[MemoryEntry]:
