@@ -43,7 +43,7 @@ from orchestra.opencode.mission.orders import (
 from orchestra.opencode.mission.ownership import Ownership
 from orchestra.opencode.mission.plain import clean, spec_to_plain
 from orchestra.opencode.mission.plan import Plan, TaskSpec
-from orchestra.opencode.mission.report import MissionOutcome, TaskState
+from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.saved import RUNNING, Attempt, SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.todo_file import place_section
@@ -162,7 +162,7 @@ class Ledger:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
 
         The first call also writes that the mission has started, or goes on. Of a mission that is
-        interrupted only that is written, so that it can be gone on with.
+        interrupted, or whose backend is gone, only that is written: it can be gone on with.
 
         Args:
             commands: What the machine ordered.
@@ -216,12 +216,13 @@ class Ledger:
                 **self._about,
                 "state": RUNNING if finish is None else finish.outcome.value,
                 "reason": "" if finish is None else finish.reason,
+                "is_over": finish is not None and not finish.is_resumable,
             }
         if not self._has_begun and self.setup is not None:
             puts[SETUP] = self.setup
         marks: dict[str, TodoMark] = {}
         if finish is not None:
-            self._is_interrupted = finish.outcome is MissionOutcome.INTERRUPTED
+            self._is_interrupted = finish.is_resumable
         if not self._is_interrupted:  # also what is written after its end leaves it as it was
             puts[STATE] = source.record()
             for name in dict.fromkeys([*touched, *_touched(commands)]):

@@ -145,7 +145,7 @@ class Mission(AsyncContextManagerMixin):
         saved: SavedMission | None = None,
     ) -> None:
         if saved is not None:
-            if not saved.is_unfinished:
+            if saved.is_over:
                 raise MissionError(f"mission {saved.id} has ended as {saved.state}; start another")
             directory, plan, settings = (
                 saved.directory,
