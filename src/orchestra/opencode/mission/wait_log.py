@@ -1,0 +1,237 @@
+"""Writes down, while a mission runs, what each of its tasks waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+from orchestra import Priority
+from orchestra.events import RetryScheduled, SessionEvent
+from orchestra.opencode.mission.orders import (
+    Ask,
+    AskApproval,
+    CheckPlan,
+    Command,
+    Finish,
+    Integrate,
+    PlanMade,
+    RunGates,
+    TaskAdded,
+    TaskHeld,
+    TaskMoved,
+)
+from orchestra.opencode.mission.plan import Role
+from orchestra.opencode.mission.report import TaskState
+from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.waits import WAITS, Cause, WaitBook
+
+__all__ = ("WaitLog", "turn_cause")
+
+
+def turn_cause(role: Role) -> Cause:
+    """Return what a task's time is spent on during a turn.
+
+    Args:
+        role: Whose turn it is.
+    """
+    return {Role.WORKER: Cause.WORK, Role.REVIEWER: Cause.REVIEW}.get(role, Cause.PLANNING)
+
+
+@final
+class WaitLog:
+    """The book of waits of a mission under way.
+
+    What the machine decides is observed; between its orders those who carry them out tell what
+    they wait for, with `during` and `turn`. None of this ever waits.
+
+    Args:
+        now: Gives seconds after the mission's start in this process.
+
+    Attributes:
+        book: The book.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._clock = now
+        self._before = 0.0
+        self._written = 0
+        self._queues: dict[str, dict[Priority, dict[str, int]]] = {}
+        self._places: dict[str, tuple[str, Priority]] = {}
+        self._arrivals = 0
+        self._repeated: dict[str, Cause] = {}
+        self.book: WaitBook = WaitBook()
+        self.book.turn("", Cause.PLANNING, 0.0)
+
+    def now(self) -> float:
+        """Return the seconds since the mission's first start."""
+        return self._before + self._clock()
+
+    # --- what the machine decides ---
+
+    def observe(self, commands: Sequence[Command]) -> None:
+        """Take in what the machine has decided.
+
+        Args:
+            commands: Its commands of one step, in order.
+        """
+        now = self.now()
+        for each in commands:
+            if isinstance(each, PlanMade):
+                self.book.turn("", Cause.TASKS, now)
+                for spec in each.plan.tasks:
+                    self.book.begin(spec.id)
+                    self._wait_for(spec.id, spec.depends, now)
+            elif isinstance(each, TaskAdded):
+                self.book.begin(each.spec.id, each.parent)
+                self._wait_for(each.spec.id, each.spec.depends, now)
+            elif isinstance(each, TaskHeld):
+                self.book.turn(each.task_id, Cause.LEASE, now, by=[each.holder])
+            elif isinstance(each, TaskMoved):
+                self._move(each, now)
+            elif isinstance(each, AskApproval):
+                self.book.turn("", Cause.APPROVAL, now)
+            elif isinstance(each, Ask | RunGates | Integrate | CheckPlan):
+                task = "" if isinstance(each, CheckPlan) else each.task_id or ""
+                self.book.turn(task, Cause.RECORDS, now)
+            elif isinstance(each, Finish):
+                self.book.end(now)
+
+    def _wait_for(self, task: str, depends: Iterable[str], now: float) -> None:
+        # What is accepted already is not waited for, and has no cause any more.
+        names = [name for name in dict.fromkeys(depends) if self.book.now(name) is not None]
+        missing = [name for name in depends if name not in self.book.tasks]
+        by = dict.fromkeys([*names, *missing])
+        self.book.turn(task, Cause.DEPENDENCY if by else Cause.RECORDS, now, by=by)
+
+    def _move(self, moved: TaskMoved, now: float) -> None:
+        if moved.state in OVER:
+            self.book.turn(moved.task_id, None, now)
+        elif moved.state is TaskState.SPLIT:
+            self.book.turn(moved.task_id, Cause.PARTS, now)
+        elif moved.state is TaskState.MERGING:  # what races with it may be merged first
+            self.book.turn(moved.task_id, Cause.MERGE_ORDER, now)
+        elif moved.state is not TaskState.WORKING:  # then its turn has begun, and says so itself
+            self.book.turn(moved.task_id, Cause.RECORDS, now)
+
+    # --- what those who carry it out wait for ---
+
+    @contextmanager
+    def during(self, task_id: str | None, cause: Cause = Cause.RECORDS) -> Iterator[None]:
+        """Carry out an order about a task during this block; then the machine is next.
+
+        Args:
+            task_id: The task; None: the mission.
+            cause: What its time is spent on, until `turn` says otherwise.
+        """
+        task = task_id or ""
+        self._turn(task, cause)
+        try:
+            yield
+        finally:
+            self._leave_queue(task)
+            self._turn(task, Cause.RECORDS)
+
+    def turn(
+        self,
+        task_id: str | None,
+        cause: Cause,
+        *,
+        by: Iterable[str] = (),
+        seconds: float | None = None,
+    ) -> None:
+        """From now on a task's time is spent on this; of one that is over nothing changes.
+
+        Args:
+            task_id: The task; None: the mission.
+            cause: On what.
+            by: Who is waited for.
+            seconds: How long it should take; None: nobody knows.
+        """
+        self._turn(task_id or "", cause, by=by, seconds=seconds)
+
+    def _turn(
+        self, task: str, cause: Cause, *, by: Iterable[str] = (), seconds: float | None = None
+    ) -> None:
+        if self.book.now(task) is not None:
+            now = self.now()
+            expected = None if seconds is None else now + seconds
+            self.book.turn(task, cause, now, by=by, expected=expected)
+
+    def queue(self, ask: Ask) -> None:
+        """Somebody waits for a slot of a role from now on.
+
+        Args:
+            ask: What the turn is about.
+        """
+        task, role = ask.task_id or "", ask.role.value
+        self._turn(task, Cause.SLOT, by=[role])
+        self._arrivals += 1
+        self._places[task] = role, ask.priority
+        self._queues.setdefault(role, {}).setdefault(ask.priority, {})[task] = self._arrivals
+
+    def granted(self, ask: Ask) -> None:
+        """Somebody got a slot: who came earlier and is less urgent was overtaken.
+
+        Args:
+            ask: What the turn is about.
+        """
+        task = ask.task_id or ""
+        arrival = self._leave_queue(task)
+        for priority, waiting in self._queues[ask.role.value].items():
+            if priority > ask.priority:
+                for other, came in waiting.items():
+                    now = self.book.now(other)
+                    if came < arrival and now is not None and now.cause is Cause.SLOT:
+                        self._turn(other, Cause.PRIORITY, by=[task])
+
+    def _leave_queue(self, task: str) -> int:
+        role, priority = self._places.pop(task, ("", Priority.NORMAL))
+        return self._queues[role][priority].pop(task) if role else 0
+
+    def see(self, task_id: str | None, event: SessionEvent) -> None:
+        """Take in what a turn tells: the server's own repetitions of model calls.
+
+        Args:
+            task_id: The task; None: the mission.
+            event: What was told.
+        """
+        task = task_id or ""
+        if isinstance(event, RetryScheduled):
+            now = self.book.now(task)
+            if now is not None:
+                self._repeated.setdefault(task, now.cause)
+                self._turn(task, Cause.RETRY, seconds=event.delay)
+        elif (cause := self._repeated.pop(task, None)) is not None:
+            now = self.book.now(task)
+            if now is not None and now.cause is Cause.RETRY:
+                # The call was made again when the pause was over, not when it was first heard of.
+                over = self.now() if now.expected is None else min(self.now(), now.expected)
+                self.book.turn(task, cause, over)
+
+    # --- the store ---
+
+    def take_news(self) -> Mapping[str, Any]:
+        """Return what is to be written, by key: all changes since the last call in one."""
+        news = self.book.take_news()
+        if not news:
+            return {}
+        self._written += 1
+        return {f"{WAITS}{self._written:08}": news}
+
+    def restore(self, written: Mapping[str, Any], before: float) -> None:
+        """Go on with the book of a mission that was interrupted.
+
+        Args:
+            written: All that `take_news` ever returned.
+            before: Seconds between the mission's first start and this one.
+        """
+        self.book = WaitBook()
+        for key in sorted(written):
+            self.book.restore(written[key])
+            self._written = int(key.removeprefix(WAITS))
+        self._before = max(before, self.book.last)
+        self.book.resume(self._before)
+
+    def __repr__(self) -> str:
+        return f"<WaitLog {self.book!r}>"
