@@ -120,9 +120,9 @@ class Crew:
         self._pool: SessionPool | None = None
         self.opened: list[str] = []
         self.timeline: list[Span] = []
-        self.usage = Usage()
-        self.turns_running = 0
-        self.turns_finished = 0
+        self.usage: Usage = Usage()
+        self.turns_running: int = 0
+        self.turns_finished: int = 0
 
     def enter(self, pool: SessionPool) -> None:
         """Take sessions from this pool from now on.
