@@ -136,6 +136,7 @@ class Ledger:
         report: Callable[[str], TaskReport],
         *,
         spent: Mapping[str, Any] | None = None,
+        beside: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
 
@@ -145,6 +146,7 @@ class Ledger:
             commands: What the machine ordered.
             report: Tells what is known of a task.
             spent: What was paid since the last call, by the name of the turn.
+            beside: Called when there is a commit: what goes with it, but is no reason for one.
 
         Raises:
             StoreError: It cannot be written; nothing of it was.
@@ -160,6 +162,8 @@ class Ledger:
         if finish is not None:
             state = {"state": finish.outcome.value, "reason": finish.reason}
         marks = {name: _MARKS[task.state] for name, task in tasks.items()}
+        extra = self._plain(dict(beside()))
+        extra |= {SPENT + name: bill for name, bill in (spent or {}).items()}
 
         async def write(tx: Transaction) -> None:
             if finish is not None or not self._has_begun:
@@ -169,8 +173,8 @@ class Ledger:
                 await self._show_plan(tx, plan)
             for name, task in tasks.items():
                 tx.put(TASK + name, self._plain(_plain_task(task, self._scrubber)))
-            for name, bill in (spent or {}).items():
-                tx.put(SPENT + name, bill)
+            for name, value in extra.items():
+                tx.put(name, value)
             for name, mark in marks.items():
                 # The text may have been edited meanwhile, and stays; the mark is the mission's.
                 item = await tx.get(ITEM + name)
@@ -180,6 +184,23 @@ class Ledger:
         await self._store.transact(write)
         self._has_begun = True
         self._shown.update(tasks)
+
+    async def note(self, extra: Mapping[str, Any]) -> None:
+        """Write what did not come with a step in time; nothing before the start. A checkpoint.
+
+        Args:
+            extra: Plain data by key.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+
+        async def write(tx: Transaction) -> None:
+            for name, value in self._plain(dict(extra)).items():
+                tx.put(name, value)
+
+        if extra:
+            await self._store.transact(write)
 
     def _plain(self, value: Any) -> Any:
         return _clean(self._scrubber.value(value))

@@ -84,6 +84,8 @@ from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.wait_log import WaitLog
+from orchestra.opencode.mission.waits import Cause
 from orchestra.opencode.mission.workplaces import Change
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
@@ -169,6 +171,7 @@ class Mission(AsyncContextManagerMixin):
         self._team = team
         self._spending = Spending(self._settings.budget)
         gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
+        self._waits = WaitLog(self._now)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
@@ -184,6 +187,7 @@ class Mission(AsyncContextManagerMixin):
             now=self._now,
             post=self._post,
             publish=self._publish,
+            waits=self._waits,
         )
         self._witness = Witness(
             self._directory,
@@ -407,6 +411,7 @@ class Mission(AsyncContextManagerMixin):
             work.start_soon(self._keep_todo)
         await self._people.begin()
         work.start_soon(self._keep_listening)
+        work.start_soon(self._keep_waits)
         if problem := await self._spending.begin(
             self._backend, self._directory, self._team.values()
         ):
@@ -453,9 +458,13 @@ class Mission(AsyncContextManagerMixin):
 
     async def _record(self, commands: list[Command]) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
+        self._waits.observe(commands)
         try:
             await self._ledger.record(
-                commands, self._machine.task_report, spent=self._spending.take_news()
+                commands,
+                self._machine.task_report,
+                spent=self._spending.take_news(),
+                beside=self._waits.take_news,
             )
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
@@ -511,15 +520,19 @@ class Mission(AsyncContextManagerMixin):
                 if isinstance(order, Ask):
                     await self._crew.work(order)
                 elif isinstance(order, CheckPlan):
-                    await self._check_plan(order)
+                    with self._waits.during(None, Cause.PLANNING):
+                        await self._check_plan(order)
                 elif isinstance(order, RunGates):
-                    await self._run_gates(order)
+                    with self._waits.during(order.task_id, Cause.GATES):
+                        await self._run_gates(order)
                 elif isinstance(order, Integrate):
-                    self._post(await self._desks.integrate(order))
+                    with self._waits.during(order.task_id, Cause.MERGE):
+                        self._post(await self._desks.integrate(order))
                     self._tell_of_places()
                 else:
                     shown = self._steps.show_plan(order.plan)
-                    self._post(await self._people.approve(order, shown))
+                    with self._waits.during(None, Cause.APPROVAL):
+                        self._post(await self._people.approve(order, shown))
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
@@ -550,7 +563,9 @@ class Mission(AsyncContextManagerMixin):
         place = None if order.task_id is None else await self._desks.open(order.task_id)
         directory = self._directory if place is None else place.directory
         change = Change(tree="", directory=directory) if place is None else await place.look()
+        self._waits.turn(order.task_id, Cause.GATE_QUEUE)
         async with self._controller.lease("acceptance"), (place or places).at_work():
+            self._waits.turn(order.task_id, Cause.GATES)
             started = self._now()
             self._post(WorkStarted(ticket=order.ticket))
             for argv in order.commands:
@@ -598,6 +613,17 @@ class Mission(AsyncContextManagerMixin):
                 outcome=MissionOutcome.FAILED,
             )
         )
+
+    async def _keep_waits(self) -> None:
+        """Write what is waited for, also while nothing is decided."""
+        while True:
+            await self._waits.wait_news()
+            await anyio.sleep(_LOOK_INTERVAL)
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._ledger.note(self._waits.take_news())
+                except StoreError as exc:
+                    self._warn(f"what is waited for cannot be written: {exc}")
 
     async def _keep_todo(self) -> None:
         """Write the plan whenever it changed, and look for edits of others in between."""

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
+import anyio
+
 from orchestra import Priority
 from orchestra.events import RetryScheduled, SessionEvent
 from orchestra.opencode.mission.orders import (
     Ask,
     AskApproval,
-    CheckPlan,
     Command,
     Finish,
     Integrate,
@@ -27,6 +28,9 @@ from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.waits import WAITS, Cause, WaitBook
 
 __all__ = ("WaitLog", "turn_cause")
+
+_URGENCY = tuple(Priority)
+"""The most urgent one first."""
 
 
 def turn_cause(role: Role) -> Cause:
@@ -60,6 +64,7 @@ class WaitLog:
         self._places: dict[str, tuple[str, Priority]] = {}
         self._arrivals = 0
         self._repeated: dict[str, Cause] = {}
+        self._has_news = anyio.Event()
         self.book: WaitBook = WaitBook()
         self.book.turn("", Cause.PLANNING, 0.0)
 
@@ -78,10 +83,7 @@ class WaitLog:
         now = self.now()
         for each in commands:
             if isinstance(each, PlanMade):
-                self.book.turn("", Cause.TASKS, now)
-                for spec in each.plan.tasks:
-                    self.book.begin(spec.id)
-                    self._wait_for(spec.id, spec.depends, now)
+                self._plan(each, now)
             elif isinstance(each, TaskAdded):
                 self.book.begin(each.spec.id, each.parent)
                 self._wait_for(each.spec.id, each.spec.depends, now)
@@ -91,11 +93,18 @@ class WaitLog:
                 self._move(each, now)
             elif isinstance(each, AskApproval):
                 self.book.turn("", Cause.APPROVAL, now)
-            elif isinstance(each, Ask | RunGates | Integrate | CheckPlan):
-                task = "" if isinstance(each, CheckPlan) else each.task_id or ""
-                self.book.turn(task, Cause.RECORDS, now)
+            elif isinstance(each, Ask | RunGates | Integrate):
+                self.book.turn(each.task_id or "", Cause.RECORDS, now)
             elif isinstance(each, Finish):
                 self.book.end(now)
+
+    def _plan(self, made: PlanMade, now: float) -> None:
+        self.book.turn("", Cause.TASKS, now)
+        if (tasks := self.book.now("")) is not None:
+            now = tasks.since  # not later: until then they go with the mission
+        for spec in made.plan.tasks:
+            self.book.begin(spec.id)
+            self._wait_for(spec.id, spec.depends, now)
 
     def _wait_for(self, task: str, depends: Iterable[str], now: float) -> None:
         # What is accepted already is not waited for, and has no cause any more.
@@ -157,6 +166,7 @@ class WaitLog:
             now = self.now()
             expected = None if seconds is None else now + seconds
             self.book.turn(task, cause, now, by=by, expected=expected)
+            self._has_news.set()
 
     def queue(self, ask: Ask) -> None:
         """Somebody waits for a slot of a role from now on.
@@ -179,7 +189,7 @@ class WaitLog:
         task = ask.task_id or ""
         arrival = self._leave_queue(task)
         for priority, waiting in self._queues[ask.role.value].items():
-            if priority > ask.priority:
+            if _URGENCY.index(priority) > _URGENCY.index(ask.priority):
                 for other, came in waiting.items():
                     now = self.book.now(other)
                     if came < arrival and now is not None and now.cause is Cause.SLOT:
@@ -211,9 +221,14 @@ class WaitLog:
 
     # --- the store ---
 
+    async def wait_news(self) -> None:
+        """Wait until something is not written. A checkpoint."""
+        await self._has_news.wait()
+
     def take_news(self) -> Mapping[str, Any]:
         """Return what is to be written, by key: all changes since the last call in one."""
         news = self.book.take_news()
+        self._has_news = anyio.Event()
         if not news:
             return {}
         self._written += 1

@@ -94,6 +94,10 @@ _AT_WORK = frozenset(
 )
 
 
+_OF_OTHERS = frozenset({Cause.PLANNING, Cause.TASKS, Cause.DEPENDENCY, Cause.LEASE, Cause.PARTS})
+"""Causes that only others can end."""
+
+
 @frozen(kw_only=True)
 class Segment:
     """A stretch of a task's time with one cause.
@@ -261,7 +265,16 @@ class WaitBook:
             now: Until when, in seconds after the mission's start, if it is not over.
         """
         until = self._last if now is None else now
-        return tuple(self._segments(task, 0.0, until, is_own=True))
+        joined: list[Segment] = []
+        for each in self._segments(task, 0.0, until, is_own=True):
+            last = joined[-1] if joined else None
+            if last is not None and evolve(last, until=each.until) == evolve(
+                each, since=last.since
+            ):
+                joined[-1] = evolve(last, until=each.until)
+            else:
+                joined.append(each)
+        return tuple(joined)
 
     def _segments(self, task: str, start: float, end: float, *, is_own: bool) -> Iterable[Segment]:
         """Return the causes of a line between two moments; of its own one, until it is over."""
@@ -316,14 +329,14 @@ class WaitBook:
         Args:
             at: Seconds after the mission's first start.
         """
-        for name, line in self._lines.items():
-            if line.marks and (line.marks[-1].cause is not None or name == _MISSION):
-                self.turn(name, Cause.AWAY, self._last)
         away = self._last
         for name in self._lines:
             now = self.now(name)
-            if now is not None and now.since <= away:
-                self.turn(name, Cause.RECORDS, at)
+            if now is not None:
+                self.turn(name, Cause.AWAY, away)
+                # What others have to end is still waited for; what was under way begins again.
+                cause, by = (now.cause, now.by) if now.cause in _OF_OTHERS else (Cause.RECORDS, ())
+                self.turn(name, cause, at, by=by)
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"
