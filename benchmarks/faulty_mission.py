@@ -180,7 +180,7 @@ def rules(directory: Path, tasks: int, tally: Tally) -> tuple[Rule, ...]:
 
 async def watch(backend: OpenCodeBackend, directory: Path, tally: Tally) -> None:
     """Read again and again from the server which sessions are busy."""
-    server = backend._server
+    server = backend._server  # noqa: SLF001 - the password is nobody else's business
     assert server is not None
     assert backend.url is not None
     client = httpx2.AsyncClient(

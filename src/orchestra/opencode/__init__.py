@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
+        GateSettings,
         LoopLimits,
         MissionSettings,
         Plan,
@@ -91,6 +92,7 @@ __all__ = (
     "EventsDropped",
     "Evidence",
     "Finding",
+    "GateSettings",
     "LoopLimits",
     "Mission",
     "MissionEvent",
@@ -153,6 +155,7 @@ _HOMES = {
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
+    "GateSettings": "orchestra.opencode.mission.plan",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",

@@ -148,12 +148,7 @@ class Crew:
         Args:
             ask: What to ask whom.
         """
-        with self._waits.during(ask.task_id):
-            turn = Turn(queued=self._now())
-            finished = await self._wait_and_turn(ask, turn)
-            self._post(self._answered(ask, turn, finished))
-
-    async def _wait_and_turn(self, ask: Ask, turn: Turn) -> Finished:
+        turn = Turn(queued=self._now())
         finished = None
         try:
             await self._wait_provider(ask)
@@ -170,7 +165,7 @@ class Crew:
             finished = turn.cut_off(self._spending.explain(exc))
         except UnknownPriceError as exc:
             finished = as_finished(exc, "")
-        return finished
+        self._post(self._answered(ask, turn, finished))
 
     async def _wait_provider(self, ask: Ask) -> None:
         """Wait until the model's provider may be asked; no slot and no money is held meanwhile."""

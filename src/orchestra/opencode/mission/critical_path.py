@@ -40,11 +40,11 @@ def critical_path(book: WaitBook, now: float | None = None) -> tuple[PathStep, .
         now: The moment to go back from, in seconds after the start, if the mission is not over.
     """
     lines = {name: book.segments(name, now) for name in ("", *book.tasks)}
-    ends = {name: segments[-1].until for name, segments in lines.items() if segments}
+    ends = {name: book.ends(name, now) for name in lines}
     parts: dict[str, list[str]] = {}
     for name in book.tasks:
         parts.setdefault(book.above(name), []).append(name)
-    task, moment = "", ends.get("", 0.0)
+    task, moment = "", max(ends[""], default=0.0)
     steps: list[PathStep] = []
     seen: set[str] = set()
     while moment > 0 and (segment := _before(lines[task], moment)) is not None:
@@ -52,8 +52,7 @@ def critical_path(book: WaitBook, now: float | None = None) -> tuple[PathStep, .
         seen.add(task)
         names = parts.get(task, ()) if segment.cause in _OF_PARTS else ()
         names = segment.by if segment.cause in _OF_OTHERS else names
-        following = _last_of(names, ends, segment.since, moment, seen)
-        start = segment.since if following is None else ends[following]
+        following, start = _last_of(names, ends, segment.since, moment, seen)
         if start < moment:
             own = evolve(segment, since=start, until=moment)
             if following is not None:  # what was waited for was over: the rest is our own
@@ -72,15 +71,22 @@ def _before(segments: Sequence[Segment], moment: float) -> Segment | None:
 
 
 def _last_of(
-    names: Sequence[str], ends: Mapping[str, float], since: float, until: float, seen: set[str]
-) -> str | None:
-    """Return who was the last to end in a time; None: nobody."""
+    names: Sequence[str],
+    ends: Mapping[str, Sequence[float]],
+    since: float,
+    until: float,
+    seen: set[str],
+) -> tuple[str | None, float]:
+    """Return who was the last to end in a time, and when; nobody: None, and its beginning."""
     reached = [
-        (ends[name], name)
+        (end, name)
         for name in names
-        if name not in seen and since < ends.get(name, since) <= until
+        if name not in seen
+        for end in ends.get(name, ())
+        if since < end <= until
     ]
-    return max(reached)[1] if reached else None
+    end, name = max(reached, default=(since, None))
+    return name, end
 
 
 def _joined(steps: Sequence[PathStep]) -> Sequence[PathStep]:

@@ -64,8 +64,8 @@ class LoopGuard:
 
     @property
     def digest(self) -> str:
-        """What all its calls so far were, in order; equal for equal calls."""
-        return self._all.hexdigest()[:16]
+        """What all its calls so far were, in order; equal for equal calls, empty without any."""
+        return self._all.hexdigest()[:16] if self._call else ""
 
     def __repr__(self) -> str:
         return f"<LoopGuard {self._equal_calls} equal calls of {self._limit}>"

@@ -447,13 +447,21 @@ class MissionMachine:
         """Run every command once more, on the tree that all tasks together have led to."""
         self._phase = Phase.INTEGRATION
         lines = dict.fromkeys(self._settings.acceptance)
+        files: dict[str, None] = {}
         for task in self._in_order():
             if task.state is TaskState.ACCEPTED:
                 lines.update(dict.fromkeys(task.spec.acceptance))
+                files.update(dict.fromkeys(task.receipt.changed if task.receipt else ()))
         permitted, _ = self._settings.sort_commands(lines)
         _, refused = self._settings.sort_commands(self._settings.acceptance)
         self._tickets.order(
-            RunGates(ticket=0, stage="integration", commands=permitted, refused=refused)
+            RunGates(
+                ticket=0,
+                stage="integration",
+                commands=permitted,
+                refused=refused,
+                files=tuple(files),
+            )
         )
 
     def _on_whole(self, event: GatesFinished) -> None:
@@ -494,13 +502,14 @@ class MissionMachine:
         step = self._stagnation.observe(
             Facts(tree=digest(tree, *trees), evidence=digest(reason), state=digest(states))
         )
+        is_last = self._planning.iteration >= self._settings.loop.iterations
         if self._last_reason:
             self._fail(f"{reason}; the mission cannot go on: {self._last_reason}")
         elif self._given is not None:  # a plan that was given is never made anew
             self._fail(reason)
-        elif step is Step.STOP:
+        elif step is Step.STOP or (is_last and step is not Step.NONE):
             self._fail(f"stagnation: plans change nothing any more; {reason}")
-        elif self._planning.iteration >= self._settings.loop.iterations:
+        elif is_last:
             self._fail(reason)
         else:
             self._phase = Phase.PLANNING

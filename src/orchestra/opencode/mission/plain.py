@@ -176,6 +176,7 @@ def task_to_plain(task: TrackedTask) -> dict[str, Any]:
         "sent_back": list(task.sent_back),
         "note": task.note,
         "summary": task.summary,
+        "calls": task.calls,
         "usage": asdict(task.usage),
         "receipt": receipt_to_plain(task.receipt),
         "is_session_fresh": task.is_session_fresh,
@@ -201,6 +202,7 @@ def fill_task(task: TrackedTask, plain: Mapping[str, Any], rounds: int) -> None:
     task.sent_back = tuple(_texts(plain.get("sent_back", ())))
     task.note = plain.get("note", "")
     task.summary = plain.get("summary", "")
+    task.calls = plain.get("calls", "")
     task.usage = Usage(**plain.get("usage", {}))
     task.receipt = receipt_from_plain(plain.get("receipt"))
     task.commands = task.receipt.commands if task.receipt is not None else ()

@@ -125,7 +125,7 @@ class Receipt:
     @property
     def is_passed(self) -> bool:
         """Whether nothing speaks against it."""
-        return not self.problems
+        return not self.problems and not any(result.is_failed for result in self.commands)
 
 
 @frozen(kw_only=True)
@@ -250,6 +250,7 @@ class MissionReport:
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
         evidence: What the mission did to the files; None when nobody looked.
+        receipt: What we last checked of the whole: ``seal`` when it stood; None before that.
         costs: Who has spent what; None when nobody counted.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
     """
@@ -267,5 +268,6 @@ class MissionReport:
     started_at: str = ""
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    receipt: Receipt | None = None
     costs: CostNode | None = None
     statistics: Mapping[str, int] = field(factory=dict)

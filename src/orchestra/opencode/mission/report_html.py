@@ -17,6 +17,7 @@ from orchestra.opencode.mission.report import (
     CostNode,
     Evidence,
     MissionReport,
+    Receipt,
     TaskReport,
     TaskState,
 )
@@ -131,9 +132,10 @@ def _sections(report: MissionReport) -> Iterator[str]:
     yield _tasks(report)
     if report.costs is not None and report.costs.tokens:
         yield _costs(report.costs)
-    if report.commands:
+    if report.commands or report.receipt is not None:
         results = "".join(_command(result) for result in report.commands)
-        yield f"<section><h2>Acceptance of the whole mission</h2>{results}</section>"
+        proof = "" if report.receipt is None else "".join(_receipt(report.receipt))
+        yield f"<section><h2>Acceptance of the whole mission</h2>{results}{proof}</section>"
     if report.evidence is not None:
         yield _evidence(report.evidence)
     yield (
@@ -286,6 +288,28 @@ def _story(task: TaskReport) -> Iterable[str]:
                 f"<pre>{clean(task.summary)}</pre></details>"
             )
     yield from map(_command, task.commands)
+    if task.receipt is not None:
+        yield from _receipt(task.receipt)
+
+
+def _receipt(receipt: Receipt) -> Iterable[str]:
+    """Say what was checked; the commands stand beside it."""
+    kind, verdict = ("ok", "passed") if receipt.is_passed else ("bad", "not passed")
+    files = f"{len(receipt.changed):,} changed file{'' if len(receipt.changed) == 1 else 's'}"
+    yield (
+        f'<div class="soft"><span class="pill {kind}">{clean(receipt.stage)}: {verdict}</span> '
+        f"{files}, tree <code>{clean(receipt.tree[:16]) or 'unknown'}</code></div>"
+    )
+    notes = [
+        f"<code>{clean(finding.path, 500)}:{finding.line}</code> {clean(finding.message, 300)}"
+        for finding in receipt.findings[:_MOST_FILES]
+    ]
+    notes += [
+        f"<code>{clean(path, 500)}</code> was put back: the task had no lease on it"
+        for path in receipt.strays[:_MOST_FILES]
+    ]
+    if notes:
+        yield f"<ul>{''.join(f'<li>{note}</li>' for note in notes)}</ul>"
 
 
 def _command(result: CommandResult) -> str:

@@ -29,11 +29,10 @@ from orchestra import (
 )
 from orchestra.errors import BlockedError, HookError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
-from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.checks import Checks
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
-    CommandFinished,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -54,7 +53,6 @@ from orchestra.opencode.mission.orders import (
     Discard,
     Event,
     Finish,
-    GatesFinished,
     Integrate,
     Order,
     PlanChecked,
@@ -64,18 +62,14 @@ from orchestra.opencode.mission.orders import (
     TaskAdded,
     TaskMoved,
     Warn,
-    WorkStarted,
 )
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
-    CommandResult,
     Evidence,
     MissionOutcome,
     MissionReport,
-    Receipt,
-    Span,
     TaskState,
 )
 from orchestra.opencode.mission.scrubbing import Scrubber
@@ -85,8 +79,6 @@ from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.wait_log import WaitLog
-from orchestra.opencode.mission.waits import Cause
-from orchestra.opencode.mission.workplaces import Change
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.people.side import PeopleSide
@@ -189,6 +181,17 @@ class Mission(AsyncContextManagerMixin):
             publish=self._publish,
             waits=self._waits,
         )
+        self._checks = Checks(
+            self._desks,
+            workspace=self._directory,
+            settings=self._settings,
+            controller=self._controller,
+            scrubber=self._scrubber,
+            now=self._now,
+            publish=self._publish,
+            warn=self._warn,
+            waits=self._waits,
+        )
         self._witness = Witness(
             self._directory,
             skipped=[self._settings.todo_file or ""],
@@ -201,7 +204,6 @@ class Mission(AsyncContextManagerMixin):
         self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
-        self._timeline: list[Span] = []
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
         self._is_todo_stale = anyio.Event()
@@ -219,6 +221,11 @@ class Mission(AsyncContextManagerMixin):
     def id(self) -> str:
         """The mission's id; sessions carry it in their metadata."""
         return self._id
+
+    @property
+    def report(self) -> MissionReport | None:
+        """The report, once the mission is over."""
+        return self._report
 
     @property
     def directory(self) -> Path:
@@ -327,6 +334,7 @@ class Mission(AsyncContextManagerMixin):
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
             )
+            await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
             self._crew.enter(self._sessions)
@@ -516,28 +524,24 @@ class Mission(AsyncContextManagerMixin):
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
         try:
-            with scope:
+            with scope, self._waits.during(order):
                 if isinstance(order, Ask):
                     await self._crew.work(order)
                 elif isinstance(order, CheckPlan):
-                    with self._waits.during(None, Cause.PLANNING):
-                        await self._check_plan(order)
+                    await self._check_plan(order)
                 elif isinstance(order, RunGates):
-                    with self._waits.during(order.task_id, Cause.GATES):
-                        await self._run_gates(order)
+                    self._post(await self._checks.run(order))
                 elif isinstance(order, Integrate):
-                    with self._waits.during(order.task_id, Cause.MERGE):
-                        self._post(await self._desks.integrate(order))
-                    self._tell_of_places()
+                    self._post(await self._desks.integrate(order))
                 else:
                     shown = self._steps.show_plan(order.plan)
-                    with self._waits.during(None, Cause.APPROVAL):
-                        self._post(await self._people.approve(order, shown))
+                    self._post(await self._people.approve(order, shown))
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
+            self._tell_of_places()
 
     # --- plans and commands ---
 
@@ -552,53 +556,6 @@ class Mission(AsyncContextManagerMixin):
             self._scrubber.log_exception(_logger, "a hook failed at a plan")
             problem = str(exc)
         self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
-
-    async def _run_gates(self, order: RunGates) -> None:
-        queued = self._now()
-        results = [
-            CommandResult(argv=argv, refusal="it is not on the mission's allow list")
-            for argv in order.refused
-        ]
-        places = self._desks.places
-        place = None if order.task_id is None else await self._desks.open(order.task_id)
-        directory = self._directory if place is None else place.directory
-        change = Change(tree="", directory=directory) if place is None else await place.look()
-        self._waits.turn(order.task_id, Cause.GATE_QUEUE)
-        async with self._controller.lease("acceptance"), (place or places).at_work():
-            self._waits.turn(order.task_id, Cause.GATES)
-            started = self._now()
-            self._post(WorkStarted(ticket=order.ticket))
-            for argv in order.commands:
-                result = await run_acceptance(argv, directory=directory, settings=self._settings)
-                result = self._scrubber.value(result)
-                results.append(result)
-                self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
-        if place is None:
-            change = await places.whole()
-        self._tell_of_places()
-        is_failed = any(result.is_failed for result in results)
-        if order.commands:
-            self._timeline.append(
-                Span(
-                    name="acceptance",
-                    task_id=order.task_id,
-                    round=order.round,
-                    queued=queued,
-                    started=started,
-                    ended=self._now(),
-                    outcome="failed" if is_failed else "done",
-                )
-            )
-        receipt = Receipt(
-            stage=order.stage,
-            tree=change.tree,
-            problems=change.problems,
-            commands=tuple(results),
-            changed=change.changed,
-            strays=change.strays,
-        )
-        evidence = "" if place is None else self._scrubber.text(change.diff)
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
 
     # --- files, clock, people ---
 
@@ -667,6 +624,7 @@ class Mission(AsyncContextManagerMixin):
             self._publish(WarningRaised(at=self._now(), message=message))
 
     def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
+        spans = (*self._checks.timeline, *self._crew.timeline)
         report = MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -675,14 +633,13 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
-            timeline=tuple(
-                sorted((*self._timeline, *self._crew.timeline), key=lambda span: span.started)
-            ),
+            timeline=tuple(sorted(spans, key=lambda span: span.started)),
             usage=self._crew.usage,
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            receipt=self._machine.receipt,
             costs=as_cost_node(self._spending.tree()),
             statistics={
                 "turns": self._crew.turns_finished,

@@ -261,12 +261,11 @@ class TaskFlow:
             task.round += 1
             self._move(task, TaskState.WORKING)
         if event.reason is not FinishReason.DONE:
-            remedy = self._recovery.decide(
-                event, task.troubles, models=len(self._settings.chain(Role.WORKER))
-            )
+            models = len(self._settings.chain(Role.WORKER))
+            remedy = self._recovery.decide(event, task.troubles, models=models)
             self._remedy_work(task, remedy, f"the worker's turn failed: {describe(event)}")
             return
-        task.summary = event.text[:_MAX_SUMMARY]
+        task.summary, task.calls = event.text[:_MAX_SUMMARY], event.calls
         if not event.text.strip():
             self._warn(f"the worker of task {task.id!r} gave an empty answer")
         if task.may_split and self._split(task, event.text):

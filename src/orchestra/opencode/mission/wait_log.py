@@ -13,9 +13,11 @@ from orchestra.events import RetryScheduled, SessionEvent
 from orchestra.opencode.mission.orders import (
     Ask,
     AskApproval,
+    CheckPlan,
     Command,
     Finish,
     Integrate,
+    Order,
     PlanMade,
     RunGates,
     TaskAdded,
@@ -31,6 +33,13 @@ __all__ = ("WaitLog", "turn_cause")
 
 _URGENCY = tuple(Priority)
 """The most urgent one first."""
+
+_CAUSES: Mapping[type[Order], Cause] = {
+    CheckPlan: Cause.PLANNING,
+    AskApproval: Cause.APPROVAL,
+    RunGates: Cause.GATES,
+    Integrate: Cause.MERGE,
+}
 
 
 def turn_cause(role: Role) -> Cause:
@@ -126,15 +135,14 @@ class WaitLog:
     # --- what those who carry it out wait for ---
 
     @contextmanager
-    def during(self, task_id: str | None, cause: Cause = Cause.RECORDS) -> Iterator[None]:
-        """Carry out an order about a task during this block; then the machine is next.
+    def during(self, order: Order) -> Iterator[None]:
+        """Carry out an order during this block; afterwards it is the machine's turn again.
 
         Args:
-            task_id: The task; None: the mission.
-            cause: What its time is spent on, until `turn` says otherwise.
+            order: The order; what its time is spent on, until `turn` says otherwise, follows.
         """
-        task = task_id or ""
-        self._turn(task, cause)
+        task = order.task_id or "" if isinstance(order, Ask | RunGates | Integrate) else ""
+        self._turn(task, _CAUSES.get(type(order), Cause.RECORDS))
         try:
             yield
         finally:

@@ -257,6 +257,19 @@ class WaitBook:
             expected=mark.expected,
         )
 
+    def ends(self, task: str, now: float | None = None) -> tuple[float, ...]:
+        """Return when a task was over; more than once if a later plan has begun it again.
+
+        Args:
+            task: The task; empty: the mission.
+            now: When it ends, in seconds after the mission's start, if it is not over.
+        """
+        marks = self._lines.get(task, _Line()).marks
+        over = [mark.since for mark in marks if mark.cause is None]
+        if marks and marks[-1].cause is not None:
+            over.append(self._last if now is None else now)
+        return tuple(over)
+
     def segments(self, task: str, now: float | None = None) -> tuple[Segment, ...]:
         """Return what a task's time was spent on, without gaps, from the mission's start.
 
