@@ -50,8 +50,9 @@ def critical_path(book: WaitBook, now: float | None = None) -> tuple[PathStep, .
     while moment > 0 and (segment := _before(lines[task], moment)) is not None:
         task = segment.of
         seen.add(task)
-        names = parts.get(task, ()) if segment.cause in _OF_PARTS else ()
-        names = segment.by if segment.cause in _OF_OTHERS else names
+        names: Sequence[str] = segment.by if segment.cause in _OF_OTHERS else ()
+        if segment.cause in _OF_PARTS:
+            names = parts.get(task, ())
         following, start = _last_of(names, ends, segment.since, moment, seen)
         if start < moment:
             own = evolve(segment, since=start, until=moment)
@@ -60,7 +61,9 @@ def critical_path(book: WaitBook, now: float | None = None) -> tuple[PathStep, .
             steps.append(PathStep(task=task, segment=own))
             moment = start
             seen = set()
-        task = task if following is None else following
+        if following is not None:
+            task = following
+            seen.add(task)
     steps.reverse()
     return tuple(_joined(steps))
 

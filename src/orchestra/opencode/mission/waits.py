@@ -201,7 +201,8 @@ class WaitBook:
         mark = _Mark(round(at, _DIGITS), cause, tuple(by), _rounded(expected))
         if line.marks:
             last = line.marks[-1]
-            if (last.cause, last.by, last.expected) == (cause, mark.by, mark.expected):
+            is_over = last.cause is None and cause is None
+            if is_over or evolve(mark, since=last.since) == last:
                 return
             # What was over within the tolerance has not been.
             is_brief = mark.since - last.since < self._tolerance and last.cause is not None
