@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
     from orchestra.opencode.client.stream import StreamTiming
     from orchestra.opencode.client.turn import TurnTiming
+    from orchestra.opencode.event_log import EVENT_SCHEMA, EventLog
+    from orchestra.opencode.housekeeping import Cleaning, CleanOptions, clean_workspace
     from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
     from orchestra.opencode.mission.events import (
         AgentActed,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         SessionTold,
     )
     from orchestra.opencode.mission.messages import read_task
+    from orchestra.opencode.mission.people_settings import PeopleSettings
     from orchestra.opencode.mission.plan import (
         GateSettings,
         LoopLimits,
@@ -70,13 +73,19 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_files import ReportFiles, write_report
     from orchestra.opencode.mission.report_html import report_to_html
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
-    from orchestra.opencode.mission.run import run_mission
+    from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.statistics import MissionStatistics
+    from orchestra.opencode.people.cancelling import Quiescence
+    from orchestra.opencode.people.permissions import MissionPermissions
+    from orchestra.opencode.people.questions import Person, PersonAnswer, PersonQuestion
+    from orchestra.opencode.toasts import Toast, Toasts
 
 __all__ = (
     "AFTER_TURN",
     "BEFORE_PROMPT",
+    "EVENT_SCHEMA",
     "PLAN_RECEIVED",
     "REPORT_READY",
     "ROLE_AGENTS",
@@ -85,10 +94,14 @@ __all__ = (
     "AgentCall",
     "AgentCommand",
     "Allowance",
+    "Attempt",
     "BudgetSettings",
+    "CleanOptions",
+    "Cleaning",
     "CommandFinished",
     "CommandResult",
     "CostNode",
+    "EventLog",
     "EventsDropped",
     "Evidence",
     "Finding",
@@ -99,6 +112,7 @@ __all__ = (
     "MissionFile",
     "MissionFinished",
     "MissionOutcome",
+    "MissionPermissions",
     "MissionPrompt",
     "MissionReport",
     "MissionSettings",
@@ -107,13 +121,19 @@ __all__ = (
     "MissionTurn",
     "OpenCodeBackend",
     "OpenCodeProgram",
+    "PeopleSettings",
+    "Person",
+    "PersonAnswer",
+    "PersonQuestion",
     "Plan",
     "PlanAccepted",
     "ProviderSettings",
+    "Quiescence",
     "Receipt",
     "ReportFiles",
     "Role",
     "RoleChoice",
+    "SavedMission",
     "SessionTold",
     "Span",
     "StreamTiming",
@@ -122,17 +142,22 @@ __all__ = (
     "TaskReport",
     "TaskSpec",
     "TaskState",
+    "Toast",
+    "Toasts",
     "TurnFinished",
     "TurnStarted",
     "TurnTiming",
     "WarningRaised",
+    "clean_workspace",
     "find_opencode",
+    "load_mission",
     "locate_opencode",
     "read_mission_file",
     "read_task",
     "report_from_json",
     "report_to_html",
     "report_to_json",
+    "resume_mission",
     "run_mission",
     "write_report",
 )
@@ -140,6 +165,7 @@ __all__ = (
 _HOMES = {
     "AFTER_TURN": "orchestra.opencode.mission.hook_points",
     "BEFORE_PROMPT": "orchestra.opencode.mission.hook_points",
+    "EVENT_SCHEMA": "orchestra.opencode.event_log",
     "PLAN_RECEIVED": "orchestra.opencode.mission.hook_points",
     "REPORT_READY": "orchestra.opencode.mission.hook_points",
     "ROLE_AGENTS": "orchestra.opencode.agents.roles",
@@ -148,10 +174,14 @@ _HOMES = {
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
     "Allowance": "orchestra.opencode.mission.allowances",
+    "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
+    "CleanOptions": "orchestra.opencode.housekeeping",
+    "Cleaning": "orchestra.opencode.housekeeping",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "CostNode": "orchestra.opencode.mission.report",
+    "EventLog": "orchestra.opencode.event_log",
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
@@ -162,6 +192,7 @@ _HOMES = {
     "MissionFile": "orchestra.opencode.mission.file",
     "MissionFinished": "orchestra.opencode.mission.events",
     "MissionOutcome": "orchestra.opencode.mission.report",
+    "MissionPermissions": "orchestra.opencode.people.permissions",
     "MissionPrompt": "orchestra.opencode.mission.hook_points",
     "MissionReport": "orchestra.opencode.mission.report",
     "MissionSettings": "orchestra.opencode.mission.plan",
@@ -170,13 +201,19 @@ _HOMES = {
     "MissionTurn": "orchestra.opencode.mission.hook_points",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
+    "PeopleSettings": "orchestra.opencode.mission.people_settings",
+    "Person": "orchestra.opencode.people.questions",
+    "PersonAnswer": "orchestra.opencode.people.questions",
+    "PersonQuestion": "orchestra.opencode.people.questions",
     "Plan": "orchestra.opencode.mission.plan",
     "PlanAccepted": "orchestra.opencode.mission.events",
     "ProviderSettings": "orchestra.opencode.mission.allowances",
+    "Quiescence": "orchestra.opencode.people.cancelling",
     "Receipt": "orchestra.opencode.mission.report",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
+    "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "StreamTiming": "orchestra.opencode.client.stream",
@@ -185,17 +222,22 @@ _HOMES = {
     "TaskReport": "orchestra.opencode.mission.report",
     "TaskSpec": "orchestra.opencode.mission.plan",
     "TaskState": "orchestra.opencode.mission.report",
+    "Toast": "orchestra.opencode.toasts",
+    "Toasts": "orchestra.opencode.toasts",
     "TurnFinished": "orchestra.opencode.mission.events",
     "TurnStarted": "orchestra.opencode.mission.events",
     "TurnTiming": "orchestra.opencode.client.turn",
     "WarningRaised": "orchestra.opencode.mission.events",
+    "clean_workspace": "orchestra.opencode.housekeeping",
     "find_opencode": "orchestra.opencode.client.locate",
+    "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",
     "report_to_html": "orchestra.opencode.mission.report_html",
     "report_to_json": "orchestra.opencode.mission.report_json",
+    "resume_mission": "orchestra.opencode.mission.run",
     "run_mission": "orchestra.opencode.mission.run",
     "write_report": "orchestra.opencode.mission.report_files",
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import final
 
@@ -13,6 +13,14 @@ from orchestra.opencode.mission.report import TaskReport, TaskState
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError, Workplaces
 
 __all__ = ("Desks",)
+
+_UNDER_WAY = {
+    TaskState.WORKING,
+    TaskState.CHECKING,
+    TaskState.REVIEWING,
+    TaskState.MERGING,
+    TaskState.SPLIT,
+}
 
 
 @final
@@ -37,6 +45,7 @@ class Desks:
         self._directory = directory
         self._report = report
         self._order = order
+        self._positions: dict[str, int] = {}
         self.places: Workplaces
 
     async def begin(self) -> str:
@@ -51,6 +60,23 @@ class Desks:
             return str(exc)
         return ""
 
+    async def resume(self, before: Mapping[str, Mapping[str, str]]) -> None:
+        """Go on with the tasks of an earlier process. A checkpoint.
+
+        Those under way get their workplaces first of all: their workers may be writing already.
+
+        Args:
+            before: As for `Workplaces.recall`.
+
+        Raises:
+            StoreError: Their leases cannot be written.
+        """
+        self.places.recall(before)
+        for task_id, state in self._order().items():
+            if state in _UNDER_WAY:
+                with suppress(WorkplaceError):  # told when it is wanted
+                    await self.open(task_id)
+
     async def open(self, task_id: str) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.
 
@@ -63,14 +89,18 @@ class Desks:
         """
         task = self._report(task_id)
         is_racing = bool(task.parent) and task_id.startswith(f"{task.parent}#")
-        order = list(self._order())
         return await self.places.open(
             task_id,
             task.files,
             is_apart=is_racing,
             # Those who race for the same task do not wait for each other.
-            position=order.index(task.parent if is_racing else task_id),
+            position=self._position(task.parent if is_racing else task_id),
         )
+
+    def _position(self, task_id: str) -> int:
+        if task_id not in self._positions:  # of many tasks, the order is not made for each
+            self._positions = {name: place for place, name in enumerate(self._order())}
+        return self._positions[task_id]
 
     @asynccontextmanager
     async def working(self, ask: Ask) -> AsyncIterator[Workplace | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, final
 
 import anyio
@@ -25,9 +26,9 @@ from orchestra.opencode.mission.orders import (
     TaskMoved,
 )
 from orchestra.opencode.mission.plan import Role
-from orchestra.opencode.mission.report import TaskState
+from orchestra.opencode.mission.report import MissionOutcome, TaskState
 from orchestra.opencode.mission.transitions import OVER
-from orchestra.opencode.mission.waits import WAITS, Cause, WaitBook
+from orchestra.opencode.mission.waits import Cause, WaitBook
 
 __all__ = ("WaitLog", "turn_cause")
 
@@ -90,6 +91,10 @@ class WaitLog:
             commands: Its commands of one step, in order.
         """
         now = self.now()
+        ends = [each.outcome for each in commands if isinstance(each, Finish)]
+        if MissionOutcome.INTERRUPTED in ends:
+            self.book.turn("", Cause.AWAY, now)  # it may go on, and its tasks have not ended
+            return
         for each in commands:
             if isinstance(each, PlanMade):
                 self._plan(each, now)
@@ -234,26 +239,28 @@ class WaitLog:
         await self._has_news.wait()
 
     def take_news(self) -> Mapping[str, Any]:
-        """Return what is to be written, by key: all changes since the last call in one."""
+        """Return what is to be written, by name: all changes since the last call in one."""
         news = self.book.take_news()
         self._has_news = anyio.Event()
         if not news:
             return {}
         self._written += 1
-        return {f"{WAITS}{self._written:08}": news}
+        return {f"{self._written:08}": news}
 
-    def restore(self, written: Mapping[str, Any], before: float) -> None:
+    def restore(self, written: Mapping[str, Any], started_at: str) -> None:
         """Go on with the book of a mission that was interrupted.
 
         Args:
             written: All that `take_news` ever returned.
-            before: Seconds between the mission's first start and this one.
+            started_at: When the mission was first started, ISO 8601 in UTC.
         """
         self.book = WaitBook()
-        for key in sorted(written):
-            self.book.restore(written[key])
-            self._written = int(key.removeprefix(WAITS))
-        self._before = max(before, self.book.last)
+        for name in sorted(written):
+            self.book.restore(written[name])
+            self._written = int(name)
+        began = datetime.fromisoformat(started_at)
+        passed = (datetime.now(UTC) - began).total_seconds() - self._clock()
+        self._before = max(passed, self.book.last)
         self.book.resume(self._before)
 
     def __repr__(self) -> str:

@@ -14,10 +14,7 @@ from typing import Any, final
 
 from attrs import define, evolve, field, frozen
 
-__all__ = ("WAITS", "Cause", "Segment", "WaitBook", "totals")
-
-WAITS = "wait/"
-"""Where the store keeps what `WaitBook.take_news` returns, one key for each commit."""
+__all__ = ("Cause", "Segment", "WaitBook", "totals")
 
 _MISSION = ""
 _DIGITS = 4
@@ -344,13 +341,19 @@ class WaitBook:
             at: Seconds after the mission's first start.
         """
         away = self._last
-        for name in self._lines:
-            now = self.now(name)
-            if now is not None:
-                self.turn(name, Cause.AWAY, away)
-                # What others have to end is still waited for; what was under way begins again.
-                cause, by = (now.cause, now.by) if now.cause in _OF_OTHERS else (Cause.RECORDS, ())
-                self.turn(name, cause, at, by=by)
+        for name, line in self._lines.items():
+            if not line.marks or line.marks[-1].cause is None:
+                continue
+            before = next(mark for mark in reversed(line.marks) if mark.cause is not Cause.AWAY)
+            self.turn(name, Cause.AWAY, away)
+            # What others have to end is still waited for; what was under way begins again.
+            is_waiting = before.cause in _OF_OTHERS
+            self.turn(
+                name,
+                before.cause if is_waiting else Cause.RECORDS,
+                at,
+                by=before.by if is_waiting else (),
+            )
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"
