@@ -213,6 +213,11 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--project-agents",
+        action="store_true",
+        help="obey the workspace's .orchestra/agents.toml or agents.json",
+    )
+    run.add_argument(
         "--max-tokens", type=_whole, metavar="N", help="model tokens of the whole mission"
     )
     run.add_argument(
@@ -332,6 +337,7 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            project_agents=options.project_agents,
             max_tokens=options.max_tokens,
             max_cost=options.max_cost,
             max_time=options.max_time,

@@ -19,7 +19,15 @@ from orchestra.opencode.mission.saved import SavedMission
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
 
 _RUN = "ORCHESTRA_RUN_ID"
-_KEPT = ("max_workers", "max_tokens", "max_cost", "max_time", "must_approve", "notify")
+_KEPT = (
+    "max_workers",
+    "max_tokens",
+    "max_cost",
+    "max_time",
+    "must_approve",
+    "notify",
+    "project_agents",
+)
 
 
 @frozen(kw_only=True)
@@ -33,6 +41,7 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        project_agents: Whether the agents file of the workspace is read.
         must_approve: Whether somebody must approve the plan.
         notify: Whether people are told when the mission is over.
         event_log: A file for JSON lines.
@@ -48,6 +57,7 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    project_agents: bool = False
     must_approve: bool = False
     notify: bool = False
     event_log: Path | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, final
 
 import anyio
 
 from orchestra import Priority
+from orchestra.errors import StoreError
 from orchestra.events import RetryScheduled, SessionEvent
 from orchestra.opencode.mission.orders import (
     Ask,
@@ -32,6 +33,8 @@ from orchestra.opencode.mission.waits import Cause, WaitBook
 
 __all__ = ("WaitLog", "turn_cause")
 
+_PATIENCE = 1.0
+"""Seconds that news wait for a step that they can go with."""
 _URGENCY = tuple(Priority)
 """The most urgent one first."""
 
@@ -234,9 +237,17 @@ class WaitLog:
 
     # --- the store ---
 
-    async def wait_news(self) -> None:
-        """Wait until something is not written. A checkpoint."""
-        await self._has_news.wait()
+    async def keep(self, write: Callable[[], Awaitable[None]]) -> None:
+        """See that news are written, also while nothing is decided; to be run beside the mission.
+
+        Args:
+            write: Writes them; that it cannot is told by the next step.
+        """
+        while True:
+            await self._has_news.wait()
+            await anyio.sleep(_PATIENCE)
+            with anyio.CancelScope(shield=True), suppress(StoreError):
+                await write()
 
     def take_news(self) -> Mapping[str, Any]:
         """Return what is to be written, by name: all changes since the last call in one."""
