@@ -7,7 +7,7 @@ has not changed is not written again: the history grows with the changes. The ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -26,6 +26,7 @@ from orchestra.opencode.mission.keys import (
     SPENT,
     STATE,
     TASK,
+    WAITS,
 )
 from orchestra.opencode.mission.orders import (
     Ask,
@@ -134,6 +135,8 @@ class Ledger:
         self.attempts: dict[str, Attempt] = {}
         self.setup: Mapping[str, Any] | None = None
         """What is needed for going on with the mission, in plain form; written with the start."""
+        self.waits: Callable[[], Mapping[str, Any]] = dict
+        """Called with each commit: news of what tasks wait for, which are no reason for one."""
         self.todo: TodoList = TodoList(
             store, path=todo_path, is_synced=False, listener=self._conflicts.append
         )
@@ -184,6 +187,7 @@ class Ledger:
         }
         if not puts and plan is None:
             return
+        puts |= self._news()
 
         async def write(tx: Transaction) -> None:
             await self._check(tx)
@@ -298,6 +302,25 @@ class Ledger:
             await self._owner.check(tx)
         else:
             await self._owner.enter(tx)
+
+    async def write_news(self) -> None:
+        """Write what did not come with a step in time; not before the start. A checkpoint then.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now.
+            StoreError: It cannot be written.
+        """
+
+        async def write(tx: Transaction) -> None:
+            await self._check(tx)
+            for key, value in news.items():
+                tx.put(key, value)
+
+        if self._has_begun and (news := self._news()):
+            await self._store.transact(write)
+
+    def _news(self) -> dict[str, Any]:
+        return {WAITS + name: self._plain(value) for name, value in self.waits().items()}
 
     def _plain(self, value: Any) -> Any:
         return clean(self._scrubber.value(value))

@@ -26,6 +26,7 @@ from orchestra.opencode.mission.keys import (
     STATE,
     TASK,
     TOTALS,
+    WAITS,
     WHY,
 )
 from orchestra.opencode.mission.machine import MissionRecord
@@ -78,6 +79,7 @@ class SavedMission:
         why: Why tasks ran once more, by task.
         usage: What its turns have consumed.
         spent: What its turns have cost, as it was written.
+        waits: What its tasks have waited for, as it was written.
     """
 
     id: str
@@ -98,6 +100,7 @@ class SavedMission:
     why: Mapping[str, str] = field(factory=dict)
     usage: Usage = field(factory=Usage)
     spent: Mapping[str, Any] = field(factory=dict)
+    waits: Mapping[str, Any] = field(factory=dict)
 
     def repay(self, spending: Spending) -> None:
         """Let a mission's spending begin with what was paid.
@@ -156,6 +159,7 @@ async def load_mission(store: MVCCStore, mission_id: str) -> SavedMission:
         why=under(WHY),
         usage=Usage(**(everything.get(TOTALS) or {})),
         spent=under(SPENT),
+        waits=under(WAITS),
     )
 
 
