@@ -55,6 +55,12 @@ class Seat:
     changed: set[str] = field(factory=set)
     before: dict[str, FileState | None] = field(factory=dict)
 
+    def renew(self) -> Seat:
+        """Return the seat of the next attempt: the same work, but nobody at it."""
+        return Seat(
+            self.task_id, self.files, own=self.own, changed=self.changed, before=self.before
+        )
+
     def covers(self, path: str) -> bool:
         """Whether it has a lease on a file, or on a folder that it is in.
 

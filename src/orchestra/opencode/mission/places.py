@@ -125,10 +125,17 @@ class Places(Workplaces):
     async def _open_shared(self, task_id: str, files: tuple[str, ...]) -> Workplace:
         await self._workspace.stamp(files)  # what came before the lease is not its holder's
         fence = await self._leases.take(task_id, files)
-        seat = self._workspace.seats.get(task_id) or Seat(task_id, files)
+        seat = self._workspace.seats.get(task_id)
+        if seat is None:
+            seat = Seat(task_id, files)
+        elif seat.working:
+            # An earlier attempt has not ended: what it still does is not this attempt's.
+            self._workspace.seats.leave(seat)
+            seat = seat.renew()
         seat.fence = fence
         seat.edited.clear()
         self._workspace.seats.enter(seat)
+        await self._workspace.settle_strays(files)
         return SharedWorkplace(self._workspace, seat, self._leases, fence)
 
     def find(self, task_id: str) -> Workplace | None:
