@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import Literal, NotRequired, ParamSpec, Protocol, Self, TypeAlias, TypedDict, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +30,7 @@ __all__ = (
     "PermissionPolicy",
     "PermissionRule",
     "Policy",
+    "Rates",
     "Reader",
     "Session",
     "SessionBackend",
@@ -96,6 +97,15 @@ class Agent:
     subagent_depth: int | None = field(
         default=None, kw_only=True, validator=validators.optional(validators.ge(0))
     )
+
+
+class Rates(TypedDict):
+    """What a model costs, in US dollars per million tokens: the fields of an `orchestra.Price`."""
+
+    input: float
+    output: float
+    cache_read: NotRequired[float]
+    cache_write: NotRequired[float]
 
 
 @frozen(kw_only=True)
@@ -442,6 +452,31 @@ class SessionBackend(ABC):
             anyio.ClosedResourceError: The backend has not been entered, or has been left.
         """
         await anyio.lowlevel.checkpoint()
+
+    @property
+    def model(self) -> str | None:
+        """The model of agents that name none, as ``provider/model``; None: not known."""
+        return None
+
+    async def prices(self, directory: Path) -> Mapping[str, Rates]:  # noqa: ARG002  (as above)
+        """Return what the models cost that can be used in a directory. Always a checkpoint.
+
+        A backend that does not know need not implement it.
+
+        Args:
+            directory: As for `open`.
+
+        Returns:
+            The prices by ``provider/model``; a model without one is left out.
+
+        Raises:
+            TransportError: The backend cannot be reached.
+            ServerError: The backend answered with an error.
+            NotADirectoryError: ``directory`` does not exist or is not a directory.
+            anyio.ClosedResourceError: The backend has not been entered, or has been left.
+        """
+        await anyio.lowlevel.checkpoint()
+        return {}
 
     @abstractmethod
     def statistics(self) -> BackendStatistics:

@@ -521,6 +521,8 @@ class ToolResponseError(ToolError):
 
     def __init__(self, message: str, code: int, data: object = None, stderr: str = "") -> None:
         super().__init__(message, stderr)
-        self.args = (message, code, data, stderr)
         self.code = code
         self.data = data
+
+    def __reduce__(self) -> tuple[type[ToolResponseError], tuple[str, int, object, str]]:
+        return type(self), (self.message, self.code, self.data, self.stderr)

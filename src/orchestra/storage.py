@@ -392,6 +392,18 @@ class MVCCStore(ABC):
         """
 
     @abstractmethod
+    async def drop(self) -> bool:
+        """Forget the namespace with its whole history, audit records included. A checkpoint.
+
+        For what nobody will ask about again: `compact` keeps the audit records, this keeps nothing,
+        and gives the room back. The name can be used again, from revision 1.
+
+        Returns:
+            Whether it was done. It is not while somebody reads the namespace, here or in another
+            process that has it open.
+        """
+
+    @abstractmethod
     def lease(
         self, name: str, *, owner: str = "", lifetime: float = 30.0
     ) -> AbstractAsyncContextManager[StoreLease]:

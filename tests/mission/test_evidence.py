@@ -16,6 +16,7 @@ from orchestra import EmbeddedBackend, Turn, WorkStealingPool
 from orchestra.opencode import Evidence, MissionSettings, Plan, TaskSpec, read_task, run_mission
 from orchestra.opencode.mission import evidence as evidence_module
 from orchestra.opencode.mission.evidence import Tree, Witness, WorkspaceWatch
+from orchestra.opencode.mission.plan import GateSettings
 
 SECRETS = {
     "-----BEGIN RSA PRIVATE KEY-----\n" + "a1B2" * 16: "a private key",
@@ -63,7 +64,13 @@ async def test_changes_are_told_apart(tmp_path: Path) -> None:
 async def test_nothing_changed(tmp_path: Path) -> None:
     """An untouched tree has the same digest; what does not count does not change it."""
     write(tmp_path, {"a": "1"})
-    found = await look(tmp_path, TODO_DOT_md="- [ ] x", _DOT_git__HEAD="x", node_modules__m="y")
+    found = await look(
+        tmp_path,
+        TODO_DOT_md="- [ ] x",
+        _DOT_TODO_DOT_md_DOT_0a1b2c3d="- [ ]",  # on its way to be TODO.md
+        _DOT_git__HEAD="x",
+        node_modules__m="y",
+    )
     assert found.before == found.after
     assert (found.added, found.changed, found.removed, found.files) == ((), (), (), 1)
 
@@ -269,4 +276,6 @@ async def test_a_mission_reports_its_evidence(tmp_path: Path) -> None:
     assert found is not None
     assert found.added == ("a.py",)
     assert any("a.py:1: it does not parse" in warning for warning in warnings)
-    assert await run(evolve(rules, has_evidence=False)) == (None, ())
+    (tmp_path / "a.py").unlink()
+    gates = GateSettings(unparsed=("*.py",))
+    assert await run(evolve(rules, has_evidence=False, gates=gates)) == (None, ())

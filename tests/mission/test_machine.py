@@ -305,7 +305,7 @@ def test_failed_turn_is_no_round_and_goes_on_in_a_fresh_session_later_each_time(
         ask = driver.answer(
             Role.WORKER,
             reason=FinishReason.FAILED,
-            error=TurnError(name="APIError", message="overloaded"),
+            error=TurnError(name="SomeError", message="overloaded"),
         )
         sessions.append(ask.session)
         delays.append(ask.delay)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.leaks import measure
 
 
@@ -11,6 +10,7 @@ async def test_embedded_missions_leave_nothing() -> None:
     """Descriptors, threads, children, tasks and sessions are as many as before 30 missions."""
     found = await measure(30, "embedded")
     assert not found["failed"]
+    assert not found["sessions"]
     assert found["before"] == found["after"]
 
 
@@ -19,4 +19,5 @@ async def test_missions_on_a_server_leave_nothing() -> None:
     """The same on the real server, which is asked for its own sessions."""
     found = await measure(6, "opencode")
     assert not found["failed"]
+    assert not found["sessions"]
     assert found["before"] == found["after"]

@@ -23,7 +23,7 @@ id = "a"
 title = "Say it"
 
 [agents.worker]
-command = ["true"]
+command = ["echo", "hello"]
 
 [agents.reviewer]
 command = ["echo", '{"verdict": "accept"}']

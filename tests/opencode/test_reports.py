@@ -17,10 +17,12 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     Finding,
     MissionOutcome,
     MissionReport,
+    Receipt,
     Span,
     TaskReport,
     TaskState,
@@ -47,6 +49,19 @@ _commands = st.lists(
     ),
     max_size=2,
 ).map(tuple)
+_findings = st.lists(st.builds(Finding, path=_text, line=_counts, message=_text), max_size=3).map(
+    tuple
+)
+_receipts = st.none() | st.builds(
+    Receipt,
+    stage=st.sampled_from(["unit", "integration", "seal"]),
+    tree=_text,
+    problems=_texts,
+    commands=_commands,
+    findings=_findings,
+    changed=_texts,
+    strays=_texts,
+)
 _tasks = st.builds(
     TaskReport,
     id=_text,
@@ -59,6 +74,8 @@ _tasks = st.builds(
     usage=_usages,
     commands=_commands,
     summary=_text,
+    parent=_text,
+    receipt=_receipts,
 )
 _any_spans = st.builds(
     Span,
@@ -80,9 +97,7 @@ _evidence = st.builds(
     changed=_texts,
     removed=_texts,
     unlisted=_counts,
-    findings=st.lists(st.builds(Finding, path=_text, line=_counts, message=_text), max_size=3).map(
-        tuple
-    ),
+    findings=_findings,
 )
 REPORTS = st.builds(
     MissionReport,
@@ -99,6 +114,7 @@ REPORTS = st.builds(
     started_at=_text,
     warnings=_texts,
     evidence=st.none() | _evidence,
+    receipt=_receipts,
     statistics=st.dictionaries(_text, _counts, max_size=3),
 )
 
@@ -128,7 +144,14 @@ def test_the_form_is_stable() -> None:
         reason="all",
         backend="embedded",
         directory="/w",
-        tasks=(TaskReport(id="t", title="T", state=TaskState.ACCEPTED),),
+        tasks=(
+            TaskReport(
+                id="t",
+                title="T",
+                state=TaskState.ACCEPTED,
+                receipt=Receipt(tree="d", findings=(Finding(path="p", line=1, message="m"),)),
+            ),
+        ),
         commands=(CommandResult(argv=("true",), exit_code=0),),
         timeline=(
             Span(
@@ -144,6 +167,7 @@ def test_the_form_is_stable() -> None:
         evidence=Evidence(
             before="a", after="b", files=1, findings=(Finding(path="p", line=1, message="m"),)
         ),
+        costs=CostNode(name="mission", tokens=3, parts=(CostNode(name="task t", tokens=3),)),
         statistics={"turns": 1},
     )
     usage = {
@@ -173,6 +197,16 @@ def test_the_form_is_stable() -> None:
                 "usage": usage,
                 "commands": [],
                 "summary": "",
+                "parent": "",
+                "receipt": {
+                    "stage": "unit",
+                    "tree": "d",
+                    "problems": [],
+                    "commands": [],
+                    "findings": [{"path": "p", "line": 1, "message": "m"}],
+                    "changed": [],
+                    "strays": [],
+                },
             }
         ],
         "commands": [
@@ -210,6 +244,24 @@ def test_the_form_is_stable() -> None:
             "removed": [],
             "unlisted": 0,
             "findings": [{"path": "p", "line": 1, "message": "m"}],
+        },
+        "receipt": None,
+        "costs": {
+            "name": "mission",
+            "tokens": 3,
+            "dollars": 0.0,
+            "own_tokens": 0,
+            "own_dollars": 0.0,
+            "parts": [
+                {
+                    "name": "task t",
+                    "tokens": 3,
+                    "dollars": 0.0,
+                    "own_tokens": 0,
+                    "own_dollars": 0.0,
+                    "parts": [],
+                }
+            ],
         },
         "statistics": {"turns": 1},
     }
@@ -274,6 +326,13 @@ def _evil_report(count: int) -> MissionReport:
             depends=(EVIL,),
             summary=f"{EVIL}\n{EVIL}",
             commands=(command, attrs.evolve(command, refusal=EVIL)),
+            receipt=Receipt(
+                stage=EVIL,
+                tree=EVIL,
+                findings=(Finding(path=EVIL, line=3, message=EVIL),),
+                changed=(EVIL,),
+                strays=(EVIL,),
+            ),
         )
         for number in range(count)
     )
@@ -355,6 +414,30 @@ def test_the_picture_shows_every_span() -> None:
     for kind in ("wait", "done", "again", "bad"):
         spans = 12 if kind == "wait" else 4
         assert lanes.count(f'class="{kind}"') == spans
+
+
+def test_receipts_are_shown() -> None:
+    """What was checked of a task and of the whole is said with its tree, findings and strays."""
+    receipt = Receipt(
+        tree="0123456789abcdef0123",
+        findings=(Finding(path="a.py", line=3, message="it looks like a password"),),
+        changed=("a.py", "b.py"),
+        strays=("c.py",),
+    )
+    report = MissionReport(
+        goal="g",
+        outcome=MissionOutcome.FAILED,
+        reason="",
+        backend="b",
+        directory="d",
+        tasks=(TaskReport(id="t", title="T", state=TaskState.ACCEPTED, receipt=receipt),),
+        receipt=attrs.evolve(receipt, stage="integration", problems=("no",), strays=()),
+    )
+    text = re.sub(r"<[^>]+>", "", report_to_html(report))
+    assert "unit: passed 2 changed files, tree 0123456789abcdef" in text
+    assert "integration: not passed 2 changed files" in text
+    assert text.count("a.py:3 it looks like a password") == 2
+    assert text.count("c.py was put back") == 1
 
 
 def test_two_thousand_tasks_fit(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from orchestra import EmbeddedBackend, MemoryStore, PermissionRule, SQLiteStore, Turn
 from orchestra.events import PermissionRequest
-from orchestra.opencode.mission.events import MissionEvent, PlanAccepted
+from orchestra.opencode.mission.events import MissionEvent, TurnStarted
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
@@ -27,7 +27,7 @@ from orchestra.opencode.people.questions import (
     write_answer,
 )
 
-PLAN = Plan((TaskSpec(id="a", title="Do a", files=("a.txt",), acceptance=(("true",),)),))
+PLAN = Plan((TaskSpec(id="a", title="Do a"),))
 CAREFUL = MissionSettings(must_approve=True, todo_file=None, retry_delay=0, has_evidence=False)
 
 
@@ -194,7 +194,7 @@ async def test_cancel_ends_the_whole_tree(tmp_path: Path, *, is_from_outside: bo
     started = anyio.Event()
 
     def listen(event: MissionEvent) -> None:
-        if isinstance(event, PlanAccepted):
+        if isinstance(event, TurnStarted):
             started.set()
 
     settings = MissionSettings(todo_file=None, has_evidence=False)
@@ -206,7 +206,6 @@ async def test_cancel_ends_the_whole_tree(tmp_path: Path, *, is_from_outside: bo
                 listener=listen,
             ) as mission:  # fmt: skip
                 await started.wait()
-                await anyio.wait_all_tasks_blocked()
                 if is_from_outside:
                     await wish_cancel(store.namespace(mission.id), "ada wants it")
                     report = await mission.wait_finished()

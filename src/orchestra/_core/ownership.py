@@ -39,13 +39,13 @@ class Node:
     __slots__ = ("children", "owner", "state")
 
     def __init__(self, owner: Node | None) -> None:
+        self.owner = owner
+        self.children: Final[dict[Node, None]] = {}
+        self.state: NodeState = NodeState.LIVE
         if owner is not None:
             if owner.state is not NodeState.LIVE:
                 raise ValueError(f"the owner is {owner.state.value}")
             owner.children[self] = None
-        self.owner = owner
-        self.children: Final[dict[Node, None]] = {}
-        self.state = NodeState.LIVE
 
     def walk(self) -> Iterator[Node]:
         """Everything in this subtree, an owner before its children."""

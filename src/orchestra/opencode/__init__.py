@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
     from orchestra.opencode.client.stream import StreamTiming
     from orchestra.opencode.client.turn import TurnTiming
+    from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
     from orchestra.opencode.mission.events import (
         AgentActed,
         CommandFinished,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
+        GateSettings,
         LoopLimits,
         MissionSettings,
         Plan,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.report import (
         CommandResult,
+        CostNode,
         Evidence,
         Finding,
         MissionOutcome,
@@ -81,11 +84,15 @@ __all__ = (
     "AgentActed",
     "AgentCall",
     "AgentCommand",
+    "Allowance",
+    "BudgetSettings",
     "CommandFinished",
     "CommandResult",
+    "CostNode",
     "EventsDropped",
     "Evidence",
     "Finding",
+    "GateSettings",
     "LoopLimits",
     "Mission",
     "MissionEvent",
@@ -102,6 +109,7 @@ __all__ = (
     "OpenCodeProgram",
     "Plan",
     "PlanAccepted",
+    "ProviderSettings",
     "Receipt",
     "ReportFiles",
     "Role",
@@ -139,11 +147,15 @@ _HOMES = {
     "AgentActed": "orchestra.opencode.mission.events",
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
+    "Allowance": "orchestra.opencode.mission.allowances",
+    "BudgetSettings": "orchestra.opencode.mission.allowances",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
+    "CostNode": "orchestra.opencode.mission.report",
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
+    "GateSettings": "orchestra.opencode.mission.plan",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",
@@ -160,6 +172,7 @@ _HOMES = {
     "OpenCodeProgram": "orchestra.opencode.client.locate",
     "Plan": "orchestra.opencode.mission.plan",
     "PlanAccepted": "orchestra.opencode.mission.events",
+    "ProviderSettings": "orchestra.opencode.mission.allowances",
     "Receipt": "orchestra.opencode.mission.report",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",

@@ -17,6 +17,7 @@ from orchestra.abc import (
     Agent,
     BackendStatistics,
     PermissionPolicy,
+    Rates,
     Session,
     SessionBackend,
     deny_all,
@@ -135,6 +136,11 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
     def url(self) -> str | None:
         """Where the server is; None before a server of our own was started."""
         return None if self._http is None else self._http.url
+
+    @property
+    def model(self) -> str | None:
+        """The model of agents that name none; None: what the server's configuration says."""
+        return self._model
 
     @property
     def server_pid(self) -> int | None:
@@ -408,6 +414,16 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             catalog = self._catalogs[workspace.directory]
             await catalog.fetch()
             await prewarm(workspace, catalog.warming_model)
+
+    async def prices(self, directory: Path) -> Mapping[str, Rates]:
+        """Read the prices from the server's list of models; see `SessionBackend.prices`.
+
+        Args:
+            directory: An existing directory.
+        """
+        await anyio.lowlevel.checkpoint()
+        workspace = await self._enter_workspace(directory)
+        return await self._catalogs[workspace.directory].prices()
 
     def _check_open(self) -> HttpClient:
         if not self._is_open or self._http is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -27,6 +28,9 @@ from orchestra.opencode.job import Job, JobOptions, prepare, run_job
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
+from orchestra.opencode.people.commands import add_people_commands
+from orchestra.opencode.people.questions import Person, PersonQuestion
+from orchestra.opencode.people.terminal import TerminalPerson
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
 from orchestra.opencode.records import list_missions, list_steps, verify_records
 
@@ -93,6 +97,18 @@ class _Console:
             except (OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
+    def make_person(self, progress: Progress) -> Person:
+        """Return who answers questions: whoever is at the terminal, or else somebody elsewhere."""
+        if sys.stdin is not None and sys.stdin.isatty() and self.stream.isatty():
+            return TerminalPerson(sys.stdin, self.line, progress.paused)
+
+        def tell(question: PersonQuestion) -> None:
+            self.line(question.text)
+            name = "" if question.plan is not None else f" --question {question.id}"
+            self.line(f"answer with: orchestra approve {question.mission}{name}  (or --reject)")
+
+        return tell
+
     def make_progress(self) -> Progress:
         """Return a table when people look and rich is there, else plain lines."""
         if not self.stream.isatty() or os.environ.get("TERM") == "dumb":
@@ -117,9 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in words
     try:
         options = _parser().parse_args(words)
+        shown = logging.StreamHandler()
+        shown.setLevel(logging.DEBUG if is_debug else logging.ERROR)  # the log file gets more
         logging.basicConfig(
-            level=logging.DEBUG if is_debug else logging.ERROR,
-            format="%(levelname)s %(name)s: %(message)s",
+            level=shown.level, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
         )
         return int(options.function(options, console))
     except ConfigurationError as error:
@@ -192,7 +209,27 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--max-tokens", type=_whole, metavar="N", help="model tokens of the whole mission"
+    )
+    run.add_argument(
+        "--max-cost", type=_above_zero, metavar="DOLLARS", help="US dollars of the whole mission"
+    )
+    run.add_argument(
+        "--max-time", type=_above_zero, metavar="SECONDS", help="how long the mission may take"
+    )
+    run.add_argument(
         "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
+    )
+    run.add_argument(
+        "--approve-plan",
+        action="store_true",
+        help="start nothing before somebody approves the plan",
+    )
+    run.add_argument(
+        "--notify", action="store_true", help="tell people by notification and bell when it is over"
+    )
+    run.add_argument(
+        "--event-log", type=Path, metavar="FILE", help="append each event to FILE as a line of JSON"
     )
     _add_common(run)
     run.set_defaults(function=_run)
@@ -213,6 +250,8 @@ def _parser() -> _Parser:
     verify.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
     _add_common(verify)
     verify.set_defaults(function=_verify)
+
+    add_people_commands(commands, _add_common)
 
     doctor = commands.add_parser(
         "doctor", help="say what is installed, found and missing", allow_abbrev=False
@@ -235,6 +274,23 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or not 0 < int(digits) <= 10**12:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(digits)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def _run(options: argparse.Namespace, console: _Console) -> int:
     job = prepare(
         JobOptions(
@@ -244,7 +300,13 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            max_tokens=options.max_tokens,
+            max_cost=options.max_cost,
+            max_time=options.max_time,
             password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
+            must_approve=options.approve_plan,
+            notify=options.notify,
+            event_log=options.event_log,
         )
     )
     console.line(f"workspace: {job.directory}")
@@ -261,7 +323,9 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
 
 def _run_on_loop(job: Job, console: _Console, loop: str) -> MissionReport:
     try:
-        return anyio.run(run_job, job, console.make_progress(), console.problem, backend=loop)
+        progress = console.make_progress()
+        person = console.make_person(progress)
+        return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
     except ModuleNotFoundError as error:
         if error.name != "trio":
             raise

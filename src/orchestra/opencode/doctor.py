@@ -17,6 +17,7 @@ from attrs import asdict, frozen
 import orchestra
 from orchestra import EmbeddedBackend, Turn
 from orchestra.errors import ConfigurationError
+from orchestra.opencode.log_files import log_path
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
 from orchestra.opencode.mission.run import run_mission
@@ -95,8 +96,15 @@ async def examine() -> Examination:
         _package(package, "missing", f"pip install 'orchestra[{extra}]'")
         for package, extra in _EXTRAS
     )
+    findings.append(_log())
     findings += [await _opencode(), _program("node"), _password(), await _embedded()]
     return Examination(tuple(findings))
+
+
+def _log() -> Finding:
+    path = log_path(Path())
+    detail = str(path) if path.exists() else f"{path} (not written yet)"
+    return Finding("log of this folder", "ok", detail)
 
 
 def _password() -> Finding:

@@ -27,6 +27,8 @@ from orchestra import (
 )
 from orchestra.errors import ConfigurationError, StoreError
 from orchestra.events import ShutdownChanged, ShutdownPhase
+from orchestra.opencode.housekeeping import clean_workspace
+from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
     BackendKind,
     MissionFile,
@@ -39,6 +41,10 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tell_end
+from orchestra.opencode.people.permissions import MissionPermissions
+from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
 
@@ -56,6 +62,12 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        must_approve: Whether somebody must approve the plan.
+        notify: Whether people are told when the mission is over.
+        event_log: A file for JSON lines.
+        max_tokens: Model tokens of the whole mission.
+        max_cost: US dollars of the whole mission.
+        max_time: Seconds of the whole mission.
         password: The server's password.
     """
 
@@ -65,6 +77,12 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    must_approve: bool = False
+    notify: bool = False
+    event_log: Path | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_time: float | None = None
     password: str | None = attrs.field(default=None, repr=False)
 
 
@@ -79,6 +97,8 @@ class Job:
         plan: The ready plan, if there is one.
         agents: Whom to talk to, for each role.
         settings: The rules of the run.
+        permissions: What the agents may do; the backend asks it.
+        outlets: Where to tell what happens.
     """
 
     goal: str
@@ -87,6 +107,8 @@ class Job:
     plan: Plan | None
     agents: Mapping[Role, Agent]
     settings: MissionSettings
+    permissions: MissionPermissions
+    outlets: OutletOptions
 
 
 def prepare(options: JobOptions) -> Job:
@@ -99,11 +121,22 @@ def prepare(options: JobOptions) -> Job:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
-    backend = _make_backend(mission, options)
     settings = mission.settings
+    if options.must_approve:
+        settings = attrs.evolve(settings, must_approve=True)
+    permissions = MissionPermissions(settings.people, scrubber=Scrubber(settings.redactor))
+    backend = _make_backend(mission, options, permissions)
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
+    limit = settings.budget.mission
+    limit = Allowance(
+        tokens=options.max_tokens or limit.tokens,
+        dollars=options.max_cost or limit.dollars,
+        seconds=options.max_time or limit.seconds,
+    )
+    budget = attrs.evolve(settings.budget, mission=limit)
+    settings = attrs.evolve(settings, budget=budget)
     return Job(
         goal=mission.goal,
         backend=backend,
@@ -111,6 +144,12 @@ def prepare(options: JobOptions) -> Job:
         plan=mission.plan,
         agents=mission.role_agents(),
         settings=settings,
+        permissions=permissions,
+        outlets=OutletOptions(
+            event_log=options.event_log,
+            notify=options.notify or mission.notify,
+            has_toasts=mission.backend == "opencode" and mission.url is not None,
+        ),
     )
 
 
@@ -137,9 +176,11 @@ def _read(options: JobOptions) -> MissionFile:
     return attrs.evolve(mission, url=url or mission.url, model=model or mission.model)
 
 
-def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
+def _make_backend(
+    mission: MissionFile, options: JobOptions, permissions: MissionPermissions
+) -> SessionBackend:
     if mission.backend == "embedded":
-        return EmbeddedBackend(load_agents(mission))
+        return EmbeddedBackend(load_agents(mission), permission_policy=permissions)
     try:
         from orchestra.opencode.backend import OpenCodeBackend  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -151,6 +192,7 @@ def _make_backend(mission: MissionFile, options: JobOptions) -> SessionBackend:
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
         config=mission.config,
         project_config=mission.project_config,
+        permission_policy=permissions,
     )
 
 
@@ -189,7 +231,7 @@ def _copy_template(template: Path, wanted: Path | None) -> Path:
 _GRACE = 60.0
 """Seconds from the first signal until a mission that does not stop is cancelled, and unwinds."""
 _DRAIN_SHARE = 0.9
-"""A mission that is cancelled has no report, so it gets nearly all of them to stop in order."""
+"""A mission that is cancelled is not looked at once more, so it gets nearly all of them."""
 
 
 @final
@@ -238,13 +280,19 @@ class _Interruption:
         self._tell(f"orchestra: exiting at once because of {number.name}")
 
 
-async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> MissionReport:
+async def run_job(
+    job: Job,
+    progress: Progress,
+    tell: Callable[[str], None],
+    person: Person | None = None,
+) -> MissionReport:
     """Run the mission, show it, and let SIGINT and SIGTERM stop it in good order.
 
     Args:
         job: What to run.
         progress: Shows it.
         tell: Takes lines for people about signals.
+        person: Answers what the mission and its agents ask, beside those who look into the store.
 
     Raises:
         KeyboardInterrupt: It was interrupted before the mission had started, or for the second
@@ -255,28 +303,71 @@ async def run_job(job: Job, progress: Progress, tell: Callable[[str], None]) -> 
     async with interruption.shutdown as shutdown:
         shutdown.register_drain(interruption.stop, name="the mission's end")
         with interruption.starting:
-            async with (
-                _open_records(job.directory, tell) as store,
-                Mission(
-                    job.goal,
-                    backend=job.backend,
-                    directory=job.directory,
-                    plan=job.plan,
-                    agents=job.agents,
-                    settings=job.settings,
-                    listener=progress.handle,
-                    store=store,
-                ) as mission,
-            ):
-                interruption.mission = mission
-                async with background_tasks() as showing:
-                    showing.start_soon(progress.run)
-                    return await mission.wait_finished()
-    raise KeyboardInterrupt(
-        "interrupted before the mission started"
-        if interruption.mission is None
-        else "interrupted before the mission could stop in order: it has no report"
+            await _tidy(job.directory, tell)
+            async with _open_records(job.directory, tell) as store:
+                report = await _run_mission(job, store, interruption, progress, tell, person)
+                if job.outlets.notify:
+                    await tell_end(report)
+            await _tidy(job.directory, tell)
+            return report
+    mission = interruption.mission
+    if mission is None:
+        raise KeyboardInterrupt("interrupted before the mission started")
+    if mission.report is None:
+        raise KeyboardInterrupt("interrupted before the mission could be closed: it has no report")
+    return mission.report
+
+
+async def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
+    """Keep our folder in the workspace small; that this fails is no reason not to run a mission."""
+    try:
+        cleaning = await clean_workspace(directory)
+    except OSError as exc:
+        tell(f"orchestra: cannot clean up: {exc}")
+    else:
+        for problem in cleaning.problems:
+            tell(f"orchestra: {problem}")
+
+
+async def _run_mission(
+    job: Job,
+    store: MVCCStore | None,
+    interruption: _Interruption,
+    progress: Progress,
+    tell: Callable[[str], None],
+    person: Person | None,
+) -> MissionReport:
+    outlets = Outlets(progress)
+    mission = Mission(
+        job.goal,
+        backend=job.backend,
+        directory=job.directory,
+        plan=job.plan,
+        agents=job.agents,
+        settings=job.settings,
+        listener=outlets.handle,
+        store=store,
+        approve=person,
     )
+    async with AsyncExitStack() as stack:
+        if store is not None:
+            stack.enter_context(job.permissions.asking(store, person))
+        await stack.enter_async_context(
+            open_outlets(
+                outlets,
+                job.outlets,
+                mission=mission.id,
+                directory=job.directory,
+                backend=job.backend,
+                redactor=job.settings.redactor,
+                tell=tell,
+            )
+        )
+        await stack.enter_async_context(mission)
+        interruption.mission = mission
+        async with background_tasks() as showing:
+            showing.start_soon(progress.run)
+            return await mission.wait_finished()
 
 
 @asynccontextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
@@ -26,11 +26,12 @@ from orchestra.opencode.mission.events import (
     WarningRaised,
 )
 from orchestra.opencode.mission.plan import Role
-from orchestra.opencode.mission.report import MissionReport, TaskState
+from orchestra.opencode.mission.report import CostNode, MissionReport, TaskState
 from orchestra.opencode.mission.report_svg import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
     from rich.text import Text
 
 __all__ = ("LiveProgress", "PlainProgress", "Progress", "one_line", "summary_lines")
@@ -76,6 +77,7 @@ def summary_lines(report: MissionReport) -> list[str]:
     if report.usage.cost:
         facts.append(f"${report.usage.cost:.4f}")
     lines = [f"mission {report.outcome.value}: {one_line(report.reason, 500)}", ", ".join(facts)]
+    lines += _cost_lines(report.costs)
     troubled = [
         task for task in report.tasks if task.state in {TaskState.FAILED, TaskState.SKIPPED}
     ]
@@ -91,6 +93,20 @@ def summary_lines(report: MissionReport) -> list[str]:
     return lines
 
 
+def _cost_lines(costs: CostNode | None) -> list[str]:
+    """Say which parts were the dearest, each with all that belongs to it."""
+    if costs is None or not costs.tokens:
+        return []
+    dearest = sorted(costs.parts, key=lambda part: (-part.dollars, -part.tokens))
+    lines = [f"  cost of {part.name}: {_amount(part)}" for part in dearest[:5]]
+    return [f"cost: {_amount(costs)}, of it", *lines] if lines else []
+
+
+def _amount(part: CostNode) -> str:
+    money = f", ${part.dollars:.4f}" if part.dollars else ""
+    return f"{part.tokens:,} tokens{money}"
+
+
 class Progress(Protocol):
     """Shows a mission while it runs."""
 
@@ -103,6 +119,9 @@ class Progress(Protocol):
 
     async def run(self) -> None:
         """Show what was taken in, until cancelled."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Return a block during which the display stands still, since somebody is asked."""
 
 
 @final
@@ -137,6 +156,10 @@ class PlainProgress:
     async def run(self) -> None:
         """Do nothing, until cancelled: lines are printed as they come."""
         await anyio.sleep_forever()
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Return a block that changes nothing: lines do not disturb a question."""
+        return nullcontext()
 
 
 def _describe(event: MissionEvent) -> str:
@@ -203,6 +226,7 @@ class LiveProgress:
         self._warnings = 0
         self._started = time.monotonic()
         self._is_over = False
+        self._live: Live | None = None
 
     def __repr__(self) -> str:
         return f"<LiveProgress {len(self._rows)} tasks>"
@@ -259,15 +283,29 @@ class LiveProgress:
         from rich.live import Live  # noqa: PLC0415  (an extra)
 
         # No thread of its own: the drawing is a task like any other.
-        live = Live(console=self._console, auto_refresh=False, transient=False)
+        live = self._live = Live(console=self._console, auto_refresh=False, transient=False)
         with live:
             try:
                 while True:
-                    live.update(self.render(), refresh=True)
+                    if live.is_started:
+                        live.update(self.render(), refresh=True)
                     await anyio.sleep(self._INTERVAL)
             finally:
                 with suppress(OSError):
                     live.update(self.render(), refresh=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the drawing for the length of a block; it goes on below."""
+        live = self._live
+        if live is None or not live.is_started:
+            yield
+            return
+        live.stop()
+        try:
+            yield
+        finally:
+            live.start()
 
     def render(self) -> RenderableType:
         """Return the picture of this moment."""

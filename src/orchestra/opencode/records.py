@@ -16,10 +16,12 @@ from orchestra.opencode.mission.ledger import MISSION, PLAN, TASK
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 
 __all__ = (
+    "MISSION",
     "RECORDS",
     "RecordedMission",
     "RecordedStep",
     "VerifiedMission",
+    "find_mission",
     "list_missions",
     "list_steps",
     "verify_records",
@@ -145,7 +147,17 @@ async def list_missions(directory: Path) -> list[RecordedMission]:
     return [mission for *_, mission in sorted(found, key=lambda each: each[:2])]
 
 
-async def _resolve(directory: Path, reference: str) -> str:
+async def find_mission(directory: Path, reference: str) -> str:
+    """Return the id of the mission that is meant.
+
+    Args:
+        directory: The workspace.
+        reference: The mission's id, the beginning of it, or ``last``.
+
+    Raises:
+        ConfigurationError: No mission is remembered there, or it is not clear which is meant.
+        StoreError: The records cannot be read.
+    """
     missions = [mission.id for mission in await list_missions(directory)]
     if reference == "last" and missions:
         return missions[-1]
@@ -169,7 +181,7 @@ async def list_steps(directory: Path, reference: str) -> list[RecordedStep]:
         ConfigurationError: No mission is remembered there, or it is not clear which is meant.
         StoreError: The records cannot be read.
     """
-    name = await _resolve(directory, reference)
+    name = await find_mission(directory, reference)
     steps: list[RecordedStep] = []
     async with _open(directory) as store:
         space = store.namespace(name)

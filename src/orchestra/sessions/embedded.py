@@ -490,7 +490,7 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
     ``thread_grace`` seconds to come back, then its thread is left to itself and what it still
     tells is refused. ``anyio.from_thread.check_cancelled()`` lets it notice.
 
-    `Session.reset` forgets `Turn.memory`. It cannot know of notes that an agent keeps elsewhere, so
+    `Session.reset` forgets ``Turn.memory``. It cannot know of notes that an agent keeps elsewhere, so
     an agent that is to be reset keeps none under its session's id.
 
     The agent's ``prompt``, ``model`` and ``permissions`` are not interpreted: the callable finds them in

@@ -8,7 +8,9 @@ Everything here blocks, and runs in an engine's worker thread.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, final
 
 from orchestra._core.chain import body_digest, genesis, link_digest, read_changes, write_changes
@@ -24,6 +26,9 @@ _MADE_UP: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]+")
 
 _MAX_KNOWN: Final = 4096
 """Keys whose newest version is remembered while nobody else writes."""
+
+_SPARE_PAGES: Final = 32
+"""Empty pages that a file may have."""
 
 _LONG: Final = 512
 """Bodies of more bytes are kept apart from the rows, so that rows stay short."""
@@ -422,6 +427,37 @@ class Database(StoreFile):
             )
         sql.execute("UPDATE namespaces SET floor = ? WHERE id = ?", (limit, namespace))
         return limit
+
+    def drop(self, name: str) -> None:
+        """Forget a namespace with its history; inside `writing`.
+
+        Its row stays, so that its number is never that of another one.
+        """
+        self._heads.clear()
+        self._lasts.clear()
+        namespace, sql = self._make_namespace(name), self.sql
+        rows = sql.execute(
+            "DELETE FROM versions WHERE namespace = ? RETURNING digest", (namespace,)
+        ).fetchall()
+        for table in ("journal", "refused"):
+            sql.execute(f"DELETE FROM {table} WHERE namespace = ?", (namespace,))  # noqa: S608
+        self.fault("drop")
+        for digest in {digest for (digest,) in rows if digest is not None}:
+            sql.execute(
+                "DELETE FROM bodies WHERE digest = ? AND NOT EXISTS "
+                "(SELECT 1 FROM versions WHERE digest = ?)",
+                (digest, digest),
+            )
+        sql.execute("UPDATE namespaces SET floor = 0 WHERE id = ?", (namespace,))
+
+    def shrink(self) -> None:
+        """Give room back to the file system when much of the file is empty; others may go first."""
+        (free,) = self.sql.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = self.sql.execute("PRAGMA page_count").fetchone()
+        if free > max(_SPARE_PAGES, pages // 4):
+            with suppress(sqlite3.OperationalError):  # somebody else writes: another time
+                self.sql.execute("VACUUM")
+                self.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _is_named(transaction: str) -> bool:

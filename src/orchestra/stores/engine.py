@@ -139,6 +139,10 @@ class StoreEngine(ABC):
         """
 
     @abstractmethod
+    async def drop(self, namespace: str) -> bool:
+        """Forget a namespace as if it had never been, unless somebody reads it; whether it was."""
+
+    @abstractmethod
     async def versions(self, namespace: str, key: str) -> Sequence[Stored]:
         """Return every version of a key that is kept, oldest first."""
 

@@ -170,6 +170,16 @@ class _MemoryEngine(StoreEngine):
         versions.compact(floor)
         return floor
 
+    async def drop(self, namespace: str) -> bool:
+        await anyio.lowlevel.checkpoint()
+        space = self._space(namespace)
+        if space.pins:
+            return False
+        del self._spaces[namespace]
+        if space.changed is not None:
+            space.changed.set()
+        return True
+
     async def versions(self, namespace: str, key: str) -> Sequence[Stored]:
         await anyio.lowlevel.checkpoint()
         return self._space(namespace).versions.versions(key)

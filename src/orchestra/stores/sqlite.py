@@ -353,17 +353,35 @@ class _SQLiteEngine(StoreEngine):
             wanted = current if revision is None else revision
             if wanted > current:
                 write.check(name, wanted)
-            others = write.shown(name)
-            for owner in [owner for owner in others if owner != self._owner]:
-                if not is_present(self._path, owner):
-                    del others[owner]
-                    write.forget(owner)
-                    remove_traces(self._path, owner)
-            others.pop(self._owner, None)
+            others = self._others(name)
             self._show(0)
             with self._lock:
                 pinned = self._pinned(name)
             return write.compact(name, min([wanted, *pinned, *others.values()]))
+
+    def _others(self, name: str) -> dict[str, int]:
+        """Inside `writing`: from where on others may read; who is gone is forgotten."""
+        others = self._write.shown(name)
+        for owner in [owner for owner in others if owner != self._owner]:
+            if not is_present(self._path, owner):
+                del others[owner]
+                self._write.forget(owner)
+                remove_traces(self._path, owner)
+        others.pop(self._owner, None)
+        return others
+
+    async def drop(self, namespace: str) -> bool:
+        return await self._on_writer(lambda: self._drop(namespace))
+
+    def _drop(self, name: str) -> bool:
+        with self._write.writing("drop"):
+            with self._lock:
+                is_read = any(pin.namespace == name for pin in self._pins)
+            if is_read or self._others(name):
+                return False
+            self._write.drop(name)
+        self._write.shrink()
+        return True
 
     async def versions(self, namespace: str, key: str) -> Sequence[Stored]:
         return await self._on_reader(lambda: self._read.versions(namespace, key))

@@ -274,6 +274,10 @@ class EngineStore(MVCCStore):
         self._check_open()
         return await self._engine.compact(self._name, revision)
 
+    async def drop(self) -> bool:
+        self._check_open()
+        return await self._engine.drop(self._name)
+
     async def history(self, key: str) -> Sequence[Entry | None]:
         self._check_open()
         versions = await self._engine.versions(self._name, check_key(key))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from attrs import evolve
 
-from orchestra.abc import Agent
+from orchestra.abc import Agent, Rates
 from orchestra.errors import AgentNotFoundError, ModelNotFoundError
 from orchestra.opencode.client import wire
 from orchestra.opencode.client.config import (
@@ -37,6 +38,7 @@ class Catalog:
         self._directory = directory
         self._agents: dict[str, wire.AgentInfo] = {}
         self._models: set[str] = set()
+        self._prices: dict[str, Rates] = {}
         self._config = wire.ConfigInfo()
         self.warming_model: dict[str, str] | None = None
         """The model that nobody can reach, as a prompt names it; None: the server has none."""
@@ -119,6 +121,47 @@ class Catalog:
         if WARMING_MODEL in models.pop(WARMING_PROVIDER, ()):
             self.warming_model = {"providerID": WARMING_PROVIDER, "modelID": WARMING_MODEL}
         self._models = {f"{name}/{model}" for name, found in models.items() for model in found}
+        priced = {
+            f"{name}/{model}": _rates(info)
+            for name, found in models.items()
+            for model, info in found.items()
+        }
+        self._prices = {model: rates for model, rates in priced.items() if rates is not None}
+
+    async def prices(self) -> dict[str, Rates]:
+        """Return what the models cost; those whose price the server does not know are left out."""
+        if not self._models:
+            await self._fetch_models()
+        return dict(self._prices)
+
+
+def _rates(info: object) -> Rates | None:
+    """Read a model's price; a server that knows none says that it costs nothing."""
+    cost = info.get("cost") if isinstance(info, Mapping) else None
+    if not isinstance(cost, Mapping):
+        return None
+    cache = cost.get("cache")
+    cache = cache if isinstance(cache, Mapping) else {}
+    found = {
+        "input": _rate(cost.get("input")),
+        "output": _rate(cost.get("output")),
+        "cache_read": _rate(cache.get("read")),
+        "cache_write": _rate(cache.get("write")),
+    }
+    if not (found["input"] or found["output"]):
+        return None
+    rates = Rates(input=found["input"], output=found["output"])
+    # Nothing for what is cached is no price either: then it costs as much as input.
+    if found["cache_read"]:
+        rates["cache_read"] = found["cache_read"]
+    if found["cache_write"]:
+        rates["cache_write"] = found["cache_write"]
+    return rates
+
+
+def _rate(value: object) -> float:
+    is_price = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return float(value) if is_price and isinstance(value, int | float) else 0.0
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,7 +93,9 @@ async def find_opencode(
     path = locate_opencode(executable, environment=environment)
     try:
         with anyio.fail_after(30):
-            result = await anyio.run_process([str(path), "--version"], check=False)
+            result = await anyio.run_process(
+                [str(path), "--version"], stdin=subprocess.DEVNULL, check=False
+            )
     except (OSError, TimeoutError) as exc:
         raise ConfigurationError(f"{path} does not run ({exc}); {_INSTALL}") from exc
     lines = result.stdout.decode("utf-8", "replace").split()

@@ -82,6 +82,9 @@ def unit_gates(task: TrackedTask, settings: MissionSettings) -> RunGates:
         stage="unit",
         commands=permitted,
         refused=refused,
+        files=() if task.parts else task.spec.files,  # its parts were checked for them
+        is_silent=settings.has_evidence  # else nobody knows whether a file changed
+        and not (task.parts or task.calls or task.summary.strip()),
         task_id=task.id,
         round=task.round,
     )

@@ -11,9 +11,16 @@ import anyio
 from attrs import evolve
 
 from orchestra import Agent, ConcurrencyController, HookRegistry, SessionLease, SessionPool
-from orchestra.errors import BlockedError, HookError, OrchestraError
+from orchestra.errors import (
+    BlockedError,
+    BudgetExceededError,
+    HookError,
+    OrchestraError,
+    UnknownPriceError,
+)
 from orchestra.events import (
     Finished,
+    FinishReason,
     SessionEvent,
     ToolCalled,
     TurnError,
@@ -32,11 +39,19 @@ from orchestra.opencode.mission.hook_points import (
     MissionTurn,
     SessionTold,
 )
+from orchestra.opencode.mission.loop_guard import LoopGuard
 from orchestra.opencode.mission.orders import AgentAnswered, Ask, Event, WorkStarted
 from orchestra.opencode.mission.plan import MissionSettings, Role
+from orchestra.opencode.mission.providers import (
+    Passage,
+    ProviderAwayError,
+    ProviderGates,
+)
 from orchestra.opencode.mission.report import Span
 from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
+from orchestra.opencode.mission.spending import Bill, Spending
 from orchestra.opencode.mission.turn import Turn
+from orchestra.opencode.mission.turn_watch import TurnStoppedError, TurnWatch
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
 __all__ = ("Crew",)
@@ -52,8 +67,11 @@ class Crew:
         mission_id: The mission; sessions carry it in their metadata.
         desks: Where each of them works.
         agents: The agent of each role.
+        model: The model of agents that name none; None: not known.
         settings: Their ``turn_timeout`` counts.
         controller: Gives the slots of each role.
+        gates: The ways to the providers of the models.
+        spending: Pays.
         hooks: What steps in.
         scrubber: Takes secrets out of what no hook sees.
         now: Gives seconds after the mission's start.
@@ -74,8 +92,11 @@ class Crew:
         *,
         desks: Desks,
         agents: Mapping[Role, Agent],
+        model: str | None,
         settings: MissionSettings,
         controller: ConcurrencyController,
+        gates: ProviderGates,
+        spending: Spending,
         hooks: HookRegistry,
         scrubber: Scrubber,
         now: Callable[[], float],
@@ -85,8 +106,11 @@ class Crew:
         self._mission_id = mission_id
         self._desks = desks
         self._agents = agents
+        self._model = model
         self._settings = settings
         self._controller = controller
+        self._gates = gates
+        self._spending = spending
         self._hooks = hooks
         self._scrubber = scrubber
         self._now = now
@@ -96,9 +120,9 @@ class Crew:
         self._pool: SessionPool | None = None
         self.opened: list[str] = []
         self.timeline: list[Span] = []
-        self.usage = Usage()
-        self.turns_running = 0
-        self.turns_finished = 0
+        self.usage: Usage = Usage()
+        self.turns_running: int = 0
+        self.turns_finished: int = 0
 
     def enter(self, pool: SessionPool) -> None:
         """Take sessions from this pool from now on.
@@ -114,40 +138,97 @@ class Crew:
         return len(self._sessions)
 
     async def work(self, ask: Ask) -> None:
-        """Wait for a slot, take the turn, and post how it went. A checkpoint.
+        """Wait for provider, slot and budget, take the turn, and post how it went. A checkpoint.
 
         Args:
             ask: What to ask whom.
         """
         turn = Turn(queued=self._now())
-        if ask.delay:
-            await anyio.sleep(ask.delay)
-        async with self._controller.lease(ask.role.value):
-            turn.started = self._now()
-            self._post(WorkStarted(ticket=ask.ticket))
-            try:
-                finished = await self._take_turn(ask, turn)
-                turn.finished = finished = await self._after_turn(ask, finished)
-            finally:
-                self._end_turn(ask, turn)
-        self._post(
-            AgentAnswered(
-                ticket=ask.ticket,
-                reason=finished.reason,
-                text=finished.text,
-                is_truncated=finished.is_truncated,
-                usage=finished.usage,
-                error=finished.error,
-            )
+        finished = None
+        try:
+            await self._wait_provider(ask)
+            if ask.delay:
+                await anyio.sleep(max(0.0, turn.queued + ask.delay - self._now()))
+            while finished is None:
+                await self._wait_provider(ask)
+                finished = await self._try_turn(ask, turn)
+        except ProviderAwayError as exc:
+            finished = self._refused(exc, retry_after=exc.retry_after)
+        except BudgetExceededError as exc:
+            finished = turn.cut_off(self._spending.explain(exc))
+        except UnknownPriceError as exc:
+            finished = as_finished(exc, "")
+        self._post(self._answered(ask, turn, finished))
+
+    async def _wait_provider(self, ask: Ask) -> None:
+        """Wait until the model's provider may be asked; no slot and no money is held meanwhile."""
+        model = self._model_of(ask)
+        await self._gates.of(model).wait_open(self._patience(ask))
+
+    def _patience(self, ask: Ask) -> float:
+        """Return how long a turn waits for its provider: for ever if there is no other."""
+        return self._gates.patience(
+            self._model_of(ask), self._settings.later_models(ask.role, ask.model)
         )
 
-    async def _take_turn(self, ask: Ask, turn: Turn) -> Finished:
+    async def _try_turn(self, ask: Ask, turn: Turn) -> Finished | None:
+        """Take the turn; None when the provider went away before it had a slot."""
+        async with self._controller.lease(ask.role.value, priority=ask.priority):
+            passage = self._gates.of(self._model_of(ask)).enter()
+            if passage is None:
+                return None
+            with passage:
+                async with self._spending.turn(ask, self._model_of(ask)) as bill:
+                    return await self._run_turn(ask, turn, bill, passage)
+
+    async def _run_turn(self, ask: Ask, turn: Turn, bill: Bill, passage: Passage) -> Finished:
+        """Take the turn, which has all that it needs, and write down how it went."""
+        turn.started = self._now()
+        turn.watch = TurnWatch(
+            bill,
+            passage,
+            LoopGuard(self._settings.loop.equal_calls),
+            time_limit=self._settings.turn_timeout,
+            patience=partial(self._patience, ask),
+            clock=anyio.current_time,
+        )
+        self._post(WorkStarted(ticket=ask.ticket))
+        try:
+            finished = await self._take_turn(ask, turn, turn.watch)
+            turn.finished = finished = await self._after_turn(ask, finished)
+            if finished.reason is not FinishReason.DONE:
+                passage.ended(self._answered(ask, turn, finished))
+            return finished
+        finally:
+            bill.settle(turn.cut_off().usage if turn.finished is None else turn.finished.usage)
+            self._end_turn(ask, turn)
+
+    def _answered(self, ask: Ask, turn: Turn, finished: Finished) -> AgentAnswered:
+        return AgentAnswered(
+            ticket=ask.ticket,
+            reason=finished.reason,
+            text=finished.text,
+            is_truncated=finished.is_truncated,
+            usage=finished.usage,
+            error=finished.error,
+            calls="" if turn.watch is None else turn.watch.loop.digest,
+        )
+
+    def _refused(self, exc: ProviderAwayError, retry_after: float | None) -> Finished:
+        error = TurnError(name=type(exc).__name__, message=str(exc), retry_after=retry_after)
+        return Finished(session_id="", reason=FinishReason.FAILED, error=error)
+
+    def _model_of(self, ask: Ask) -> str | None:
+        return ask.model or self._agents[ask.role].model or self._model
+
+    async def _take_turn(self, ask: Ask, turn: Turn, watch: TurnWatch) -> Finished:
         """Run one turn to its end, whatever that is."""
         try:
-            with anyio.move_on_after(self._settings.turn_timeout):
+            with anyio.move_on_after(watch.seconds_left):
                 return await self._prompt(ask, turn)
-            message = f"no answer within {self._settings.turn_timeout:g} s"
-            return turn.cut_off(TurnError(name="TimeoutError", message=message))
+            return turn.cut_off(watch.time_over(self._settings.turn_timeout))
+        except TurnStoppedError as exc:
+            return turn.cut_off(self._scrubber.value(exc.error))
         except BlockedError as exc:
             return evolve(as_finished(exc, turn.session_id), usage=turn.usage)
         except (OrchestraError, OSError, anyio.ClosedResourceError, WorkplaceError) as exc:
@@ -207,7 +288,12 @@ class Crew:
         agent = self._agents[ask.role]
         room = max(self._settings.loop.depth - ask.depth, 0)
         rules = self._settings.people.permissions.get(ask.role.value, ())
-        return evolve(agent, subagent_depth=room, permissions=(*agent.permissions, *rules))
+        return evolve(
+            agent,
+            model=ask.model or agent.model,
+            subagent_depth=room,
+            permissions=(*agent.permissions, *rules),
+        )
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:
         draft = MissionPrompt(
@@ -242,6 +328,8 @@ class Crew:
         elif isinstance(event, ToolCalled) and place is not None:
             for path in edited_paths(event):
                 place.on_edit(path)
+        if turn.watch is not None:
+            turn.watch.see(event)
         for part in feed.take(event):
             told = self._hooks.call(
                 SESSION_EVENT, SessionTold(role=ask.role, task_id=ask.task_id, event=part)

@@ -7,22 +7,20 @@ have not changed is not read again.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
 import os
 import stat
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar, final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from orchestra import Redactor, WorkStealingPool
-from orchestra.opencode.mission.report import Evidence, Finding
+from orchestra.opencode.mission.inspection import Inspection, secret_formats
+from orchestra.opencode.mission.report import Evidence
 
 __all__ = ("FileState", "TooLargeError", "Tree", "Witness", "WorkspaceWatch", "read_state")
 
@@ -48,8 +46,6 @@ SKIPPED = frozenset(
 )
 """Folders that are not anybody's work."""
 _BATCH = 256
-_MAX_PARSED = 4 << 20
-"""Bytes of a file up to which it is looked into."""
 _MAX_READ = 64 << 20
 """Bytes of a file up to which its contents count; of a larger one size and time do."""
 _MAX_FILES = 200_000
@@ -104,6 +100,11 @@ def _stamp(info: os.stat_result) -> Stamp:
     return (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_mode)
 
 
+def _is_draft(folder: str, name: str, skipped: frozenset[str]) -> bool:
+    """Whether a file is what will replace one that does not count, and is still being written."""
+    return name.startswith(".") and f"{folder}{name[1:].rpartition('.')[0]}" in skipped
+
+
 def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, Stamp]]:
     """List regular files and links with what tells whether they changed; no link is followed."""
     found: list[tuple[str, Stamp]] = []
@@ -120,7 +121,7 @@ def _walk(root: str, skipped: frozenset[str]) -> list[tuple[str, Stamp]]:
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name not in SKIPPED and path not in skipped:
                         folders.append(f"{path}/")
-                elif path not in skipped:
+                elif path not in skipped and not _is_draft(folder, entry.name, skipped):
                     info = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
                         found.append((path, _stamp(info)))
@@ -182,55 +183,6 @@ def _summarize(files: Mapping[str, FileState]) -> str:
     return total.hexdigest()
 
 
-def _load_nothing(_text: bytes) -> None:
-    return None
-
-
-def _parse_python(text: bytes) -> None:
-    ast.parse(text)
-
-
-def _parse_json(text: bytes) -> None:
-    json.loads(text)
-
-
-def _parse_toml(text: bytes) -> None:
-    tomllib.loads(text.decode())
-
-
-_PARSERS: Mapping[str, Callable[[bytes], None]] = {
-    ".json": _parse_json,
-    ".py": _parse_python,
-    ".pyi": _parse_python,
-    ".toml": _parse_toml,
-}
-
-
-def _inspect(root: str, redactor: Redactor, path: str) -> list[Finding]:
-    """Look into one changed file."""
-    full = Path(root, path)
-    try:
-        if full.is_symlink() or full.stat().st_size > _MAX_PARSED:
-            return []
-        text = full.read_bytes()
-    except OSError:
-        return []
-    findings = []
-    try:
-        _PARSERS.get(full.suffix.lower(), _load_nothing)(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as exc:
-        line = getattr(exc, "lineno", None) or 0
-        findings.append(Finding(path=path, line=line, message=f"it does not parse: {exc}"[:300]))
-    content = text.decode("utf-8", errors="replace")
-    line, place = 1, 0
-    for secret in redactor.find(content)[:_MAX_LISTED]:
-        line += content.count("\n", place, secret.start)
-        place = secret.start
-        message = f"it looks like {secret.description}"
-        findings.append(Finding(path=path, line=line, message=message))
-    return findings
-
-
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), _BATCH):
         yield items[start : start + _BATCH]
@@ -262,7 +214,7 @@ class WorkspaceWatch:
         redactor: Redactor | None = None,
     ) -> None:
         # In files there is much that looks drawn at random and is not secret.
-        self._redactor = evolve(redactor or Redactor(), minimum_entropy=None)
+        self._inspection = Inspection(redactor=secret_formats(redactor))
         self._root = str(directory)
         self._pool = pool
         self._skipped = frozenset(skipped)
@@ -310,9 +262,9 @@ class WorkspaceWatch:
         """
         added, changed, removed = await self._pool.run(_changes, before, after)
         looked = await self._pool.run_many(
-            partial(_inspect, self._root, self._redactor), [*added, *changed][: 10 * _MAX_LISTED]
+            partial(self._inspection.look, self._root), [*added, *changed][: 10 * _MAX_LISTED]
         )
-        findings = [finding for found in looked for finding in found]
+        findings = [sighting.finding for seen in looked for sighting in seen]
         listed = (added[:_MAX_LISTED], changed[:_MAX_LISTED], removed[:_MAX_LISTED])
         return Evidence(
             before=before.digest,

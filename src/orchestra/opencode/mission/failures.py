@@ -8,6 +8,7 @@ from orchestra.errors import (
     ConfigurationError,
     ModelNotFoundError,
     OrchestraError,
+    RejectedError,
     ServerError,
 )
 from orchestra.events import Finished, FinishReason, TurnError
@@ -68,6 +69,7 @@ def as_finished(exc: Exception, session_id: str) -> Finished:
             name=type(exc).__name__,
             message=str(exc) or repr(exc),
             is_retryable=is_known and not is_useless and not is_client_fault,
+            retry_after=exc.retry_after if isinstance(exc, RejectedError) else None,
         ),
     )
 

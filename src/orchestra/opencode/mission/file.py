@@ -17,7 +17,9 @@ from attrs import field, frozen
 from orchestra import Agent
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
-from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
+from orchestra.opencode.mission.file_people import read_people
+from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.tables import Table, describe
 
 __all__ = (
@@ -96,6 +98,7 @@ class MissionFile:
         model: The model of every role that does not name its own; None: the backend's default.
         config: Further OpenCode configuration for a server of our own.
         project_config: Whether a server of our own reads the project's own configuration.
+        notify: Whether people are told when the mission is over.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
     """
@@ -111,6 +114,7 @@ class MissionFile:
     model: str | None = None
     config: Mapping[str, Any] = field(factory=dict)
     project_config: bool = False
+    notify: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
 
@@ -207,15 +211,22 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     acceptance.close()
     named = [line for task in tasks for line in task.acceptance]
 
+    people = read_people(root)
     rules = root.table("rules")
+    fallbacks = read_fallbacks(root, parse_model)
     settings = MissionSettings(
         limits=limit,
+        # Wrong names are problems by now, and the settings would not take them.
+        fallbacks={} if root.problems else fallbacks,
+        providers=read_providers(root),
+        budget=read_budget(root),
         loop=attrs.evolve(
             defaults.loop,
             rounds=rules.integer(
                 "max_rounds", defaults.loop.rounds, minimum=1, maximum=_MOST_ROUNDS
             ),
         ),
+        gates=_gates(root, defaults.gates),
         acceptance=commands,
         allow=tuple(dict.fromkeys((*commands, *named, *allow))),
         command_timeout=rules.seconds("command_timeout", defaults.command_timeout),
@@ -224,6 +235,8 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
         has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
+        must_approve=people.must_approve,
+        people=people.settings,
     )
     rules.close()
 
@@ -263,6 +276,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         model=model,
         config=config,
         project_config=project_config,
+        notify=people.notify,
         agents=agents,
         roles=roles,
     )
@@ -277,6 +291,26 @@ def _folder(table: Table, key: str, base: Path) -> Path | None:
         table.wrong(key, f"an existing folder (relative to {str(base)!r})")
         return None
     return path
+
+
+def _gates(root: Table, defaults: GateSettings) -> GateSettings:
+    table = root.table("gates")
+    servers = table.table("diagnostics")
+    diagnostics = {}
+    for suffix in servers:
+        if not suffix.startswith(".") or suffix != suffix.lower():
+            servers.problem(suffix, "expected a suffix in small letters, such as '.py'")
+        diagnostics[suffix] = servers.command(suffix)
+    at_once = table.integer(
+        "commands_at_once", defaults.commands_at_once, minimum=1, maximum=_MOST_AT_ONCE
+    )
+    unparsed = table.texts("unparsed") if "unparsed" in table else defaults.unparsed
+    table.close()
+    return GateSettings(
+        diagnostics={suffix: argv for suffix, argv in diagnostics.items() if argv},
+        unparsed=unparsed,
+        commands_at_once=at_once,
+    )
 
 
 def _todo_file(rules: Table, default: str | None) -> str | None:

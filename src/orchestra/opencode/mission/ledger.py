@@ -24,11 +24,12 @@ from orchestra.opencode.mission.todo_merge import TodoConflict
 from orchestra.opencode.mission.todo_outline import ITEM, OUTLINE, Outline, load_list
 from orchestra.opencode.mission.todo_text import TodoLine, TodoMark, wrap_section
 
-__all__ = ("MISSION", "PLAN", "TASK", "Ledger")
+__all__ = ("MISSION", "PLAN", "SPENT", "TASK", "Ledger")
 
 MISSION = "mission"
 PLAN = "plan"
 TASK = "task/"
+SPENT = "spent/"
 _AUTHOR = "mission"
 
 _MARKS: Mapping[TaskState, TodoMark] = {
@@ -130,7 +131,11 @@ class Ledger:
         self.warnings: list[str] = []
 
     async def record(
-        self, commands: Sequence[Command], report: Callable[[str], TaskReport]
+        self,
+        commands: Sequence[Command],
+        report: Callable[[str], TaskReport],
+        *,
+        spent: Mapping[str, Any] | None = None,
     ) -> None:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
 
@@ -139,6 +144,7 @@ class Ledger:
         Args:
             commands: What the machine ordered.
             report: Tells what is known of a task.
+            spent: What was paid since the last call, by the name of the turn.
 
         Raises:
             StoreError: It cannot be written; nothing of it was.
@@ -148,7 +154,7 @@ class Ledger:
         moved = [] if plan is None else [task.id for task in plan.tasks]
         moved += [each.task_id for each in commands if isinstance(each, TaskMoved)]
         tasks = {name: report(name) for name in moved}
-        if self._has_begun and plan is None and finish is None and not tasks:
+        if self._has_begun and plan is None and finish is None and not tasks and not spent:
             return
         state = {"state": "running", "reason": ""}
         if finish is not None:
@@ -163,6 +169,8 @@ class Ledger:
                 await self._show_plan(tx, plan)
             for name, task in tasks.items():
                 tx.put(TASK + name, self._plain(_plain_task(task, self._scrubber)))
+            for name, bill in (spent or {}).items():
+                tx.put(SPENT + name, bill)
             for name, mark in marks.items():
                 # The text may have been edited meanwhile, and stays; the mark is the mission's.
                 item = await tx.get(ITEM + name)

@@ -144,6 +144,7 @@ class MissionMachine:
             recovery,
             warn=self._warn,
             stop=self._fail,
+            wind_down=self._wind_down,
             conclude=self._on_concluded,
         )
         self._phase = Phase.PLANNING
@@ -153,6 +154,7 @@ class MissionMachine:
         self._seals = 0
         self._stagnation = Stagnation(self._settings.loop.stagnation)
         self._receipt: Receipt | None = None
+        self._last_reason = ""
         self._warnings: list[str] = []
 
     # --- what the runner calls ---
@@ -205,6 +207,7 @@ class MissionMachine:
             "phase": self._phase.value,
             "is_given": self._given is not None,
             "proposals": self._proposals,
+            "last_reason": self._last_reason,
             "stagnation": self._stagnation.plain(),
             "planning": self._planning.record(),
         }
@@ -236,6 +239,7 @@ class MissionMachine:
         state = record.state
         self._phase = Phase(state["phase"])
         self._proposals = state["proposals"]
+        self._last_reason = state.get("last_reason", "")
         self._planning.restore(state["planning"])
         self._stagnation = Stagnation.restore(self._settings.loop.stagnation, state["stagnation"])
         if record.plan:
@@ -367,6 +371,9 @@ class MissionMachine:
     def _fail(self, reason: str) -> None:
         self._end(MissionOutcome.FAILED, reason)
 
+    def _wind_down(self, reason: str) -> None:
+        self._last_reason = self._last_reason or reason
+
     def _end(self, outcome: MissionOutcome, reason: str) -> None:
         if self._finish is None:
             self._flow.end(reason)
@@ -440,13 +447,21 @@ class MissionMachine:
         """Run every command once more, on the tree that all tasks together have led to."""
         self._phase = Phase.INTEGRATION
         lines = dict.fromkeys(self._settings.acceptance)
+        files: dict[str, None] = {}
         for task in self._in_order():
             if task.state is TaskState.ACCEPTED:
                 lines.update(dict.fromkeys(task.spec.acceptance))
+                files.update(dict.fromkeys(task.receipt.changed if task.receipt else ()))
         permitted, _ = self._settings.sort_commands(lines)
         _, refused = self._settings.sort_commands(self._settings.acceptance)
         self._tickets.order(
-            RunGates(ticket=0, stage="integration", commands=permitted, refused=refused)
+            RunGates(
+                ticket=0,
+                stage="integration",
+                commands=permitted,
+                refused=refused,
+                files=tuple(files),
+            )
         )
 
     def _on_whole(self, event: GatesFinished) -> None:
@@ -487,11 +502,14 @@ class MissionMachine:
         step = self._stagnation.observe(
             Facts(tree=digest(tree, *trees), evidence=digest(reason), state=digest(states))
         )
-        if self._given is not None:  # a plan that was given is never made anew
+        is_last = self._planning.iteration >= self._settings.loop.iterations
+        if self._last_reason:
+            self._fail(f"{reason}; the mission cannot go on: {self._last_reason}")
+        elif self._given is not None:  # a plan that was given is never made anew
             self._fail(reason)
-        elif step is Step.STOP:
+        elif step is Step.STOP or (is_last and step is not Step.NONE):
             self._fail(f"stagnation: plans change nothing any more; {reason}")
-        elif self._planning.iteration >= self._settings.loop.iterations:
+        elif is_last:
             self._fail(reason)
         else:
             self._phase = Phase.PLANNING

@@ -169,12 +169,18 @@ class Ask:
 
 @frozen(kw_only=True)
 class RunGates:
-    """Check a task's change, or (without a task) the whole; all the commands are permitted."""
+    """Check a task's change, or (without a task) the whole; all the commands are permitted.
+
+    ``files`` are those that it is about: of a task what it declared, of the whole what tasks
+    changed. ``is_silent`` says that the worker's turn had neither an answer nor a tool call.
+    """
 
     ticket: int
     stage: str
     commands: tuple[tuple[str, ...], ...] = ()
     refused: tuple[tuple[str, ...], ...] = ()
+    files: tuple[str, ...] = ()
+    is_silent: bool = False
     task_id: str | None = None
     round: int = 0
 

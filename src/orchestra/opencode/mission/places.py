@@ -159,6 +159,10 @@ class Places(Workplaces):
             diff=await self._workspace.diff(before),
         )
 
+    async def before(self, path: str) -> bytes | None:
+        """See `Workplaces.before`."""
+        return await self._workspace.contents(self._workspace.first(path))
+
     async def aclose(self) -> None:
         """See `Workplaces.aclose`."""
         with anyio.CancelScope(shield=True):

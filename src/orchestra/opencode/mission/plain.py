@@ -30,6 +30,7 @@ __all__ = (
 )
 
 _COUNTERS = ("sessions", "turns", "reviews", "merges")
+_KEPT_REASONS = 5
 _OUTPUT_LIMIT = 2_000
 
 
@@ -161,6 +162,9 @@ def _troubles_from_plain(plain: Mapping[str, Any]) -> Troubles:
 def task_to_plain(task: TrackedTask) -> dict[str, Any]:
     """Return all that is known of a task under way, but for its specification and evidence.
 
+    Of the reasons why it was sent back only the last ones are there: each step writes the whole of
+    it, and the earlier ones stand in earlier steps.
+
     Args:
         task: The task.
     """
@@ -168,10 +172,11 @@ def task_to_plain(task: TrackedTask) -> dict[str, Any]:
         "state": task.state.value,
         "round": task.round,
         "position": task.position,
-        "reasons": list(task.reasons),
+        "reasons": task.reasons[-_KEPT_REASONS:],
         "sent_back": list(task.sent_back),
         "note": task.note,
         "summary": task.summary,
+        "calls": task.calls,
         "usage": asdict(task.usage),
         "receipt": receipt_to_plain(task.receipt),
         "is_session_fresh": task.is_session_fresh,
@@ -197,6 +202,7 @@ def fill_task(task: TrackedTask, plain: Mapping[str, Any], rounds: int) -> None:
     task.sent_back = tuple(_texts(plain.get("sent_back", ())))
     task.note = plain.get("note", "")
     task.summary = plain.get("summary", "")
+    task.calls = plain.get("calls", "")
     task.usage = Usage(**plain.get("usage", {}))
     task.receipt = receipt_from_plain(plain.get("receipt"))
     task.commands = task.receipt.commands if task.receipt is not None else ()

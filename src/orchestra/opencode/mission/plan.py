@@ -10,10 +10,12 @@ from attrs import field, frozen, validators
 
 from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
+from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.people_settings import PeopleSettings
 
 __all__ = (
+    "GateSettings",
     "LoopLimits",
     "MissionSettings",
     "Plan",
@@ -170,6 +172,33 @@ class LoopLimits:
     equal_calls: int = field(default=20, validator=validators.ge(2))
 
 
+def _are_servers(_settings: object, _field: object, servers: Mapping[str, Sequence[str]]) -> None:
+    for suffix, argv in servers.items():
+        if not suffix.startswith(".") or suffix != suffix.lower():
+            raise ValueError(f"diagnostics has {suffix!r}, but must name suffixes, as '.py'")
+        if isinstance(argv, str) or not argv or not all(argv):
+            raise ValueError(f"diagnostics[{suffix!r}] must be a command line, not {argv!r}")
+
+
+@frozen(kw_only=True)
+class GateSettings:
+    """What is checked of a change before a reviewer sees it, beyond the acceptance commands.
+
+    Attributes:
+        diagnostics: For a suffix (``.py``) the command line of the language server that is asked
+            about changed files: an error that it did not tell of the file before is refused. The
+            program is looked for on ``PATH``, never in the workspace.
+        unparsed: Patterns of files that are not parsed although their suffix says what they are:
+            templates, JSON with comments, broken files that a test needs; ``*`` matches ``/`` too.
+        commands_at_once: How many acceptance commands of one check run at the same time; above 1
+            they must not need each other, nor each other's order.
+    """
+
+    diagnostics: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_servers)
+    unparsed: tuple[str, ...] = ("*tsconfig*.json", "*jsconfig*.json", "*.vscode/*.json")
+    commands_at_once: int = field(default=1, validator=validators.ge(1))
+
+
 def _are_fallbacks(
     _settings: object, _field: object, fallbacks: Mapping[str, Sequence[str]]
 ) -> None:
@@ -189,9 +218,12 @@ class MissionSettings:
     Attributes:
         limits: How many sessions of each role may work at once; 10 for a role that is left out.
         loop: When a mission that does not get anywhere is ended.
+        gates: What is checked of every change.
         isolation: Where workers work: all in the workspace, or each in a copy of it.
         fallbacks: For each role the models that are taken, in this order, when its own fails for
-            good.
+            good, or its provider cannot be asked.
+        providers: How the providers of the models are treated.
+        budget: What the mission may spend.
         must_approve: Whether somebody must approve the plan before its tasks start.
         acceptance: Command lines that must succeed after all tasks were accepted.
         allow: Further command lines that acceptance may run. An entry that ends in ``*`` allows
@@ -211,8 +243,11 @@ class MissionSettings:
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
     loop: LoopLimits = field(factory=LoopLimits)
+    gates: GateSettings = field(factory=GateSettings)
     isolation: Isolation = field(factory=Isolation)
     fallbacks: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=_are_fallbacks)
+    providers: ProviderSettings = field(factory=ProviderSettings)
+    budget: BudgetSettings = field(factory=BudgetSettings)
     must_approve: bool = False
     acceptance: tuple[tuple[str, ...], ...] = ()
     allow: tuple[tuple[str, ...], ...] = ()
@@ -259,3 +294,13 @@ class MissionSettings:
             role: The role.
         """
         return tuple(self.fallbacks.get(role.value, ()))
+
+    def later_models(self, role: Role, model: str | None) -> tuple[str, ...]:
+        """Return the models that a role can still fall back on.
+
+        Args:
+            role: The role.
+            model: The one in use; None: the agent's own.
+        """
+        chain = self.chain(role)
+        return chain[chain.index(model) + 1 :] if model in chain else chain

@@ -168,7 +168,7 @@ class Planning:
         if event.reason is not FinishReason.DONE:
             models = len(self._settings.chain(role))
             remedy = self._recovery.decide(event, work.troubles, models=models)
-            if remedy.action in {Action.GIVE_UP, Action.STOP}:
+            if remedy.action in {Action.GIVE_UP, Action.WIND_DOWN, Action.STOP}:
                 self._fail(f"the {role.value} failed: {describe(event)}")
                 return
             self.retries += 1

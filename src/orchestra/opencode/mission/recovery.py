@@ -17,6 +17,9 @@ from orchestra.events import FinishReason, TurnError
 from orchestra.opencode.mission.orders import AgentAnswered
 
 __all__ = (
+    "MAX_DELAY",
+    "MAX_RETRY_AFTER",
+    "MAX_TROUBLES",
     "OF_THE_AGENT",
     "RULES",
     "Action",
@@ -25,12 +28,15 @@ __all__ = (
     "Remedy",
     "Rule",
     "Troubles",
+    "asks_for_rest",
     "classify",
 )
 
-_MAX_DELAY = 60.0
-_MAX_RETRY_AFTER = 600.0
-_MAX_TROUBLES = 12
+MAX_DELAY = 60.0
+"""Seconds between two turns at most, when nobody has said how long to wait."""
+MAX_RETRY_AFTER = 600.0
+"""Seconds at most, when somebody has."""
+MAX_TROUBLES = 12
 """Turns of one piece of work that may fail, whatever the classes."""
 
 
@@ -39,6 +45,7 @@ class ErrorClass(Enum):
 
     RATE_LIMIT = "rate limit"
     QUOTA = "quota"
+    PROVIDER_AWAY = "provider away"
     NETWORK = "network"
     CONTEXT_OVERFLOW = "context overflow"
     ABORTED = "aborted"
@@ -52,6 +59,9 @@ class ErrorClass(Enum):
     LOOP = "equal tool calls"
     REFUSED = "refused"
     BUDGET = "budget"
+    TASK_BUDGET = "budget of the task"
+    ATTEMPT_BUDGET = "budget of the attempt"
+    OVERSPENT = "no room beside others"
     BACKEND_LOST = "backend lost"
     UNKNOWN = "unknown"
 
@@ -69,6 +79,9 @@ class Action(Enum):
     """The same again with the next model of the fallback chain, in a fresh session."""
     GIVE_UP = "give up"
     """The piece of work has failed."""
+    WIND_DOWN = "wind down"
+    """The piece of work has failed. What is under way is brought to its end, with what is kept for
+    that; then the mission ends."""
     STOP = "stop"
     """The mission ends."""
 
@@ -91,6 +104,7 @@ class Rule:
 RULES: Mapping[ErrorClass, Rule] = {
     ErrorClass.RATE_LIMIT: Rule(Action.RETRY, 4),
     ErrorClass.QUOTA: Rule(Action.NEXT_MODEL, 0),
+    ErrorClass.PROVIDER_AWAY: Rule(Action.NEXT_MODEL, 0),
     ErrorClass.NETWORK: Rule(Action.RETRY, 4),
     ErrorClass.CONTEXT_OVERFLOW: Rule(Action.FRESH, 1),
     ErrorClass.ABORTED: Rule(Action.FRESH, 1, is_model_bound=False),
@@ -103,7 +117,10 @@ RULES: Mapping[ErrorClass, Rule] = {
     ErrorClass.BLOCKED: Rule(Action.NEXT_MODEL, 0),
     ErrorClass.LOOP: Rule(Action.FRESH, 1),
     ErrorClass.REFUSED: Rule(Action.NEXT_MODEL, 0),
-    ErrorClass.BUDGET: Rule(Action.STOP, 0, is_model_bound=False),
+    ErrorClass.BUDGET: Rule(Action.WIND_DOWN, 0, is_model_bound=False),
+    ErrorClass.TASK_BUDGET: Rule(Action.GIVE_UP, 0, is_model_bound=False),
+    ErrorClass.ATTEMPT_BUDGET: Rule(Action.FRESH, 1, is_model_bound=False),
+    ErrorClass.OVERSPENT: Rule(Action.FRESH, 1, is_model_bound=False),
     ErrorClass.BACKEND_LOST: Rule(Action.STOP, 0, is_model_bound=False),
     ErrorClass.UNKNOWN: Rule(Action.RETRY, 2),
 }
@@ -111,6 +128,7 @@ RULES: Mapping[ErrorClass, Rule] = {
 
 OF_THE_AGENT = frozenset(
     {
+        ErrorClass.ATTEMPT_BUDGET,
         ErrorClass.BLOCKED,
         ErrorClass.CONTEXT_OVERFLOW,
         ErrorClass.LENGTH,
@@ -129,14 +147,24 @@ _BY_REASON: Mapping[FinishReason, ErrorClass] = {
     FinishReason.INTERRUPTED: ErrorClass.INTERRUPTED,
 }
 _BY_NAME: Mapping[str, ErrorClass] = {
+    "AttemptBudgetError": ErrorClass.ATTEMPT_BUDGET,
     "BudgetExceededError": ErrorClass.BUDGET,
+    "CapacityError": ErrorClass.RATE_LIMIT,
+    "CircuitOpenError": ErrorClass.RATE_LIMIT,
     "ConnectError": ErrorClass.NETWORK,
     "ContextOverflowError": ErrorClass.CONTEXT_OVERFLOW,
     "LoopError": ErrorClass.LOOP,
     "MessageAbortedError": ErrorClass.ABORTED,
+    "OverspentError": ErrorClass.OVERSPENT,
+    "PressureError": ErrorClass.RATE_LIMIT,
+    "ProviderAwayError": ErrorClass.PROVIDER_AWAY,
+    "RejectedError": ErrorClass.RATE_LIMIT,
+    "RetryWaitError": ErrorClass.RATE_LIMIT,
     "SessionLostError": ErrorClass.SESSION_LOST,
+    "TaskBudgetError": ErrorClass.TASK_BUDGET,
     "TimeoutError": ErrorClass.TIMEOUT,
     "TransportError": ErrorClass.NETWORK,
+    "UnknownPriceError": ErrorClass.REFUSED,
 }
 # What a provider's sentence says counts only where its status leaves the choice open: a model may
 # well write about quotas and rate limits.
@@ -149,6 +177,19 @@ _OVERFLOW = re.compile(
     r"context[_ ](?:length|window)|maximum context|prompt is too long|too many tokens",
     re.IGNORECASE,
 )
+
+_REST = re.compile(
+    r"rate[_ -]?limit|too many requests|overloaded|slow down|try again in|\b429\b", re.IGNORECASE
+)
+
+
+def asks_for_rest(message: str) -> bool:
+    """Whether a provider's sentence about a failed call means: ask less often, all of you.
+
+    Args:
+        message: As the server tells it, which leaves the status out.
+    """
+    return _REST.search(message) is not None or _QUOTA.search(message) is not None
 
 
 def classify(answer: AgentAnswered) -> ErrorClass:
@@ -184,7 +225,10 @@ def _by_error(error: TurnError) -> ErrorClass | None:
         if is_overflow:
             return ErrorClass.CONTEXT_OVERFLOW
         return ErrorClass.QUOTA if _QUOTA.search(error.message) else ErrorClass.REFUSED
-    return None if error.is_retryable else ErrorClass.REFUSED
+    if not error.is_retryable:
+        return ErrorClass.REFUSED
+    # A call of the model that came to no answer at all has no status.
+    return ErrorClass.NETWORK if error.name == "APIError" else None
 
 
 @define
@@ -278,9 +322,9 @@ class Recovery:
         """
         rule = RULES[error]
         count = troubles.add(error)
-        if rule.action is Action.STOP:
-            return Remedy(action=Action.STOP, error=error)
-        if troubles.total <= _MAX_TROUBLES:
+        if rule.action in {Action.STOP, Action.WIND_DOWN}:
+            return Remedy(action=rule.action, error=error)
+        if troubles.total <= MAX_TROUBLES:
             if count <= rule.tries:
                 delay = 0.0
                 if rule.action is Action.RETRY:
@@ -293,9 +337,9 @@ class Recovery:
         return Remedy(action=Action.GIVE_UP, error=error)
 
     def _delay(self, count: int, retry_after: float | None) -> float:
-        delay = min(self._first * 2.0 ** min(count - 1, 16), _MAX_DELAY)
+        delay = min(self._first * 2.0 ** min(count - 1, 16), MAX_DELAY)
         delay *= 1.0 - self._random() / 2.0
         if retry_after is None:
             return delay
         # Nobody comes back early, and not all of them at the same moment.
-        return max(0.0, min(retry_after, _MAX_RETRY_AFTER)) + self._random() * self._first
+        return max(0.0, min(retry_after, MAX_RETRY_AFTER)) + self._random() * self._first

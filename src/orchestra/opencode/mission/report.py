@@ -11,6 +11,7 @@ from orchestra.events import Usage
 
 __all__ = (
     "CommandResult",
+    "CostNode",
     "Evidence",
     "Finding",
     "MissionOutcome",
@@ -124,7 +125,7 @@ class Receipt:
     @property
     def is_passed(self) -> bool:
         """Whether nothing speaks against it."""
-        return not self.problems
+        return not self.problems and not any(result.is_failed for result in self.commands)
 
 
 @frozen(kw_only=True)
@@ -178,6 +179,27 @@ class Span:
 
 
 @frozen(kw_only=True)
+class CostNode:
+    """What a part of the mission has cost, and below it what its own parts have.
+
+    Attributes:
+        name: ``mission``, a role, ``task NAME`` or ``attempt NUMBER``.
+        tokens: Model tokens of every kind, its parts' included.
+        dollars: US dollars likewise, by the price list or as the backend prices them.
+        own_tokens: Tokens without those of its parts.
+        own_dollars: US dollars likewise.
+        parts: Its parts, in the order in which they began.
+    """
+
+    name: str
+    tokens: int = 0
+    dollars: float = 0.0
+    own_tokens: int = 0
+    own_dollars: float = 0.0
+    parts: tuple[CostNode, ...] = ()
+
+
+@frozen(kw_only=True)
 class TaskReport:
     """What became of one task.
 
@@ -228,6 +250,8 @@ class MissionReport:
         started_at: Wall-clock time of the start, ISO 8601 in UTC.
         warnings: What did not stop the mission but should be known.
         evidence: What the mission did to the files; None when nobody looked.
+        receipt: What we last checked of the whole: ``seal`` when it stood; None before that.
+        costs: Who has spent what; None when nobody counted.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
     """
 
@@ -244,4 +268,6 @@ class MissionReport:
     started_at: str = ""
     warnings: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    receipt: Receipt | None = None
+    costs: CostNode | None = None
     statistics: Mapping[str, int] = field(factory=dict)

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     MissionReport,
+    Receipt,
     TaskReport,
     TaskState,
 )
@@ -128,9 +130,12 @@ def _sections(report: MissionReport) -> Iterator[str]:
         # With very many rows, the picture that fits the screen comes first.
         yield from pictures if len(report.tasks) <= 80 else reversed(pictures)
     yield _tasks(report)
-    if report.commands:
+    if report.costs is not None and report.costs.tokens:
+        yield _costs(report.costs)
+    if report.commands or report.receipt is not None:
         results = "".join(_command(result) for result in report.commands)
-        yield f"<section><h2>Acceptance of the whole mission</h2>{results}</section>"
+        proof = "" if report.receipt is None else "".join(_receipt(report.receipt))
+        yield f"<section><h2>Acceptance of the whole mission</h2>{results}{proof}</section>"
     if report.evidence is not None:
         yield _evidence(report.evidence)
     yield (
@@ -155,6 +160,32 @@ def _evidence(evidence: Evidence) -> str:
         f"the tree <code>{clean(evidence.before[:16])}</code> before and "
         f"<code>{clean(evidence.after[:16])}</code> after.</p></section>"
     )
+
+
+def _costs(costs: CostNode) -> str:
+    rows = "".join(_cost_rows(costs, 0))
+    return (
+        "<section><h2>Cost</h2>\n<table><tr><th>of what</th>"
+        '<th class="number">with its parts</th><th class="number">itself</th></tr>\n'
+        f"{rows}</table></section>"
+    )
+
+
+def _cost_rows(node: CostNode, depth: int) -> Iterator[str]:
+    indent = "&emsp;" * depth
+    yield (
+        f"<tr><td>{indent}{clean(node.name, 100)}</td>"
+        f'<td class="number">{_amount(node.tokens, node.dollars)}</td>'
+        f'<td class="number">{_amount(node.own_tokens, node.own_dollars)}</td></tr>\n'
+    )
+    for part in node.parts:
+        yield from _cost_rows(part, depth + 1)
+
+
+def _amount(tokens: int, dollars: float) -> str:
+    if not tokens and not dollars:
+        return "none"
+    return f"${dollars:,.4f}<small> {tokens:,} tokens</small>"
 
 
 def _lanes(report: MissionReport) -> str:
@@ -213,10 +244,7 @@ def _facts(report: MissionReport) -> str:
 
 
 def _cost(usage: Usage) -> str:
-    tokens = usage.input_tokens + usage.output_tokens + usage.reasoning_tokens
-    if not tokens and not usage.cost:
-        return "none"
-    return f"${usage.cost:,.4f}<small> {tokens:,} tokens</small>"
+    return _amount(usage.input_tokens + usage.output_tokens + usage.reasoning_tokens, usage.cost)
 
 
 def _tasks(report: MissionReport) -> str:
@@ -260,6 +288,28 @@ def _story(task: TaskReport) -> Iterable[str]:
                 f"<pre>{clean(task.summary)}</pre></details>"
             )
     yield from map(_command, task.commands)
+    if task.receipt is not None:
+        yield from _receipt(task.receipt)
+
+
+def _receipt(receipt: Receipt) -> Iterable[str]:
+    """Say what was checked; the commands stand beside it."""
+    kind, verdict = ("ok", "passed") if receipt.is_passed else ("bad", "not passed")
+    files = f"{len(receipt.changed):,} changed file{'' if len(receipt.changed) == 1 else 's'}"
+    yield (
+        f'<div class="soft"><span class="pill {kind}">{clean(receipt.stage)}: {verdict}</span> '
+        f"{files}, tree <code>{clean(receipt.tree[:16]) or 'unknown'}</code></div>"
+    )
+    notes = [
+        f"<code>{clean(finding.path, 500)}:{finding.line}</code> {clean(finding.message, 300)}"
+        for finding in receipt.findings[:_MOST_FILES]
+    ]
+    notes += [
+        f"<code>{clean(path, 500)}</code> was put back: the task had no lease on it"
+        for path in receipt.strays[:_MOST_FILES]
+    ]
+    if notes:
+        yield f"<ul>{''.join(f'<li>{note}</li>' for note in notes)}</ul>"
 
 
 def _command(result: CommandResult) -> str:

@@ -16,10 +16,12 @@ from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
 from orchestra.opencode.mission.report import (
     CommandResult,
+    CostNode,
     Evidence,
     Finding,
     MissionOutcome,
     MissionReport,
+    Receipt,
     Span,
     TaskReport,
     TaskState,
@@ -95,6 +97,10 @@ def report_from_json(document: object) -> MissionReport:
         started_at=_text(root, "started_at"),
         warnings=_texts(root, "warnings"),
         evidence=_evidence(root),
+        receipt=_receipt(root),
+        costs=None
+        if root.take("costs", "an object or null") is None
+        else _costs(root.table("costs")),
         statistics={key: _count(counters, key) for key in counters},
     )
     if root.problems:
@@ -136,6 +142,34 @@ def _task(table: Table) -> TaskReport:
         usage=_usage(table.table("usage")),
         commands=tuple(map(_command, table.tables("commands"))),
         summary=_text(table, "summary"),
+        parent=_text(table, "parent"),
+        receipt=_receipt(table),
+    )
+
+
+def _receipt(table: Table) -> Receipt | None:
+    if table.take("receipt", "an object or null") is None:
+        return None
+    receipt = table.table("receipt")
+    return Receipt(
+        stage=_text(receipt, "stage"),
+        tree=_text(receipt, "tree"),
+        problems=_texts(receipt, "problems"),
+        commands=tuple(map(_command, receipt.tables("commands"))),
+        findings=_findings(receipt),
+        changed=_texts(receipt, "changed"),
+        strays=_texts(receipt, "strays"),
+    )
+
+
+def _findings(table: Table) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            path=_text(finding, "path"),
+            line=_count(finding, "line"),
+            message=_text(finding, "message"),
+        )
+        for finding in table.tables("findings")
     )
 
 
@@ -178,14 +212,18 @@ def _evidence(root: Table) -> Evidence | None:
         changed=_texts(table, "changed"),
         removed=_texts(table, "removed"),
         unlisted=_count(table, "unlisted"),
-        findings=tuple(
-            Finding(
-                path=_text(finding, "path"),
-                line=_count(finding, "line"),
-                message=_text(finding, "message"),
-            )
-            for finding in table.tables("findings")
-        ),
+        findings=_findings(table),
+    )
+
+
+def _costs(table: Table) -> CostNode:
+    return CostNode(
+        name=_text(table, "name"),
+        tokens=_count(table, "tokens"),
+        dollars=table.number("dollars"),
+        own_tokens=_count(table, "own_tokens"),
+        own_dollars=table.number("own_dollars"),
+        parts=tuple(map(_costs, table.tables("parts"))),
     )
 
 

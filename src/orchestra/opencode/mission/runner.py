@@ -29,11 +29,10 @@ from orchestra import (
 )
 from orchestra.errors import BlockedError, HookError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
-from orchestra.opencode.mission.acceptance import run_acceptance
+from orchestra.opencode.mission.checks import Checks
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
-    CommandFinished,
     MissionEvent,
     MissionFinished,
     MissionStarted,
@@ -54,34 +53,31 @@ from orchestra.opencode.mission.orders import (
     Discard,
     Event,
     Finish,
-    GatesFinished,
     Integrate,
     Order,
     PlanChecked,
     PlanMade,
     RunGates,
     StopRequested,
+    TaskAdded,
     TaskMoved,
     Warn,
-    WorkStarted,
 )
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
+from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
-    CommandResult,
     Evidence,
     MissionOutcome,
     MissionReport,
-    Receipt,
-    Span,
     TaskState,
 )
 from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.transitions import OVER
-from orchestra.opencode.mission.workplaces import Change
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.people.side import PeopleSide
@@ -163,18 +159,34 @@ class Mission(AsyncContextManagerMixin):
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
         self._id = f"mission_{secrets.token_hex(4)}"
+        self._team = team
+        self._spending = Spending(self._settings.budget)
+        gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
             desks=self._desks,
             agents=team,
+            model=backend.model,
             settings=self._settings,
             controller=self._controller,
+            gates=gates,
+            spending=self._spending,
             hooks=self._hooks,
             scrubber=self._scrubber,
             now=self._now,
             post=self._post,
             publish=self._publish,
+        )
+        self._checks = Checks(
+            self._desks,
+            workspace=self._directory,
+            settings=self._settings,
+            controller=self._controller,
+            scrubber=self._scrubber,
+            now=self._now,
+            publish=self._publish,
+            warn=self._warn,
         )
         self._witness = Witness(
             self._directory,
@@ -188,7 +200,6 @@ class Mission(AsyncContextManagerMixin):
         self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
         self._listener = listener
-        self._timeline: list[Span] = []
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
         self._is_todo_stale = anyio.Event()
@@ -206,6 +217,11 @@ class Mission(AsyncContextManagerMixin):
     def id(self) -> str:
         """The mission's id; sessions carry it in their metadata."""
         return self._id
+
+    @property
+    def report(self) -> MissionReport | None:
+        """The report, once the mission is over."""
+        return self._report
 
     @property
     def directory(self) -> Path:
@@ -314,6 +330,7 @@ class Mission(AsyncContextManagerMixin):
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
             )
+            await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
             self._crew.enter(self._sessions)
@@ -344,16 +361,8 @@ class Mission(AsyncContextManagerMixin):
         commands = self._machine.start()
         try:
             async with anyio.create_task_group() as work:
-                if self._settings.todo_file is not None:
-                    work.start_soon(self._keep_todo)
-                if self._settings.deadline is not None:
-                    work.start_soon(self._keep_deadline, self._settings.deadline)
-                await self._people.begin()
-                work.start_soon(self._keep_listening)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
-                if self._settings.has_evidence:
-                    await self._witness.begin()
-                if problem := await self._desks.begin():
+                if problem := await self._begin(work):
                     stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
                     commands = self._machine.handle(stop)
                 while finish is None:
@@ -380,10 +389,11 @@ class Mission(AsyncContextManagerMixin):
         evidence = None
         if finish is None:
             # Perhaps when its end was decided already, but not yet written.
-            self._machine.handle(StopRequested(reason="it was cancelled"))
+            commands = self._machine.handle(StopRequested(reason="it was cancelled"))
             finish = self._machine.finish
-            await self._record([] if finish is None else [finish])
+            await self._record(commands if finish is None or commands else [finish])
         else:
+            await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
         self._quiescence = await self._people.confirm(
             self._backend, self._crew.opened, limit=_QUIET_LIMIT
@@ -398,6 +408,24 @@ class Mission(AsyncContextManagerMixin):
         if finish is not None:
             self._report = self._make_report(finish, evidence)
             self._publish(MissionFinished(at=self._now(), report=self._report))
+
+    async def _begin(self, work: TaskGroup) -> str:
+        """Start what goes on beside everything else; return why nothing can be worked on."""
+        if self._settings.todo_file is not None:
+            work.start_soon(self._keep_todo)
+        await self._people.begin()
+        work.start_soon(self._keep_listening)
+        if problem := await self._spending.begin(
+            self._backend, self._directory, self._team.values()
+        ):
+            self._warn(problem)
+        if self._settings.deadline is not None:
+            work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
+        if (seconds := self._spending.seconds_left()) is not None:
+            work.start_soon(self._keep_deadline, seconds, "budget")
+        if self._settings.has_evidence:
+            await self._witness.begin()
+        return await self._desks.begin()
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -434,17 +462,19 @@ class Mission(AsyncContextManagerMixin):
     async def _record(self, commands: list[Command]) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._ledger.record(commands, self._machine.task_report)
+            await self._ledger.record(
+                commands, self._machine.task_report, spent=self._spending.take_news()
+            )
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
             return [*commands, *self._machine.handle(stop)]
         return commands
 
-    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:  # noqa: C901
+    def _perform(self, work: TaskGroup, command: Command) -> Finish | None:
         if isinstance(command, Order):
-            scope = self._scopes[command.ticket] = anyio.CancelScope()
-            work.start_soon(self._fulfil, command, scope)
+            self._scopes[command.ticket] = anyio.CancelScope()
+            work.start_soon(self._fulfil, command, self._scopes[command.ticket])
         elif isinstance(command, Cancel):
             if command.ticket in self._scopes:
                 self._scopes[command.ticket].cancel()
@@ -452,7 +482,15 @@ class Mission(AsyncContextManagerMixin):
             self._crew.close(command.session)
         elif isinstance(command, Discard):
             work.start_soon(self._desks.leave, command.task_id)
-        elif isinstance(command, TaskMoved):
+        elif isinstance(command, Finish):
+            return command
+        else:
+            self._tell(work, command)
+        return None
+
+    def _tell(self, work: TaskGroup, command: Command) -> None:
+        """Publish what the machine tells."""
+        if isinstance(command, TaskMoved):
             self._is_todo_stale.set()
             if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
                 work.start_soon(self._desks.leave, command.task_id)
@@ -469,11 +507,10 @@ class Mission(AsyncContextManagerMixin):
             self._is_todo_stale.set()
             plan = self._steps.show_plan(command.plan)
             self._publish(PlanAccepted(at=self._now(), plan=plan))
+        elif isinstance(command, TaskAdded):
+            self._spending.add_part(command.spec.id, command.parent)
         elif isinstance(command, Warn):
             self._publish(WarningRaised(at=self._now(), message=command.message))
-        elif isinstance(command, Finish):
-            return command
-        return None
 
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
@@ -484,10 +521,9 @@ class Mission(AsyncContextManagerMixin):
                 elif isinstance(order, CheckPlan):
                     await self._check_plan(order)
                 elif isinstance(order, RunGates):
-                    await self._run_gates(order)
+                    self._post(await self._checks.run(order))
                 elif isinstance(order, Integrate):
                     self._post(await self._desks.integrate(order))
-                    self._tell_of_places()
                 else:
                     shown = self._steps.show_plan(order.plan)
                     self._post(await self._people.approve(order, shown))
@@ -496,6 +532,7 @@ class Mission(AsyncContextManagerMixin):
             self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
+            self._tell_of_places()
 
     # --- plans and commands ---
 
@@ -511,61 +548,16 @@ class Mission(AsyncContextManagerMixin):
             problem = str(exc)
         self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
 
-    async def _run_gates(self, order: RunGates) -> None:
-        queued = self._now()
-        results = [
-            CommandResult(argv=argv, refusal="it is not on the mission's allow list")
-            for argv in order.refused
-        ]
-        places = self._desks.places
-        place = None if order.task_id is None else await self._desks.open(order.task_id)
-        directory = self._directory if place is None else place.directory
-        change = Change(tree="", directory=directory) if place is None else await place.look()
-        async with self._controller.lease("acceptance"), (place or places).at_work():
-            started = self._now()
-            self._post(WorkStarted(ticket=order.ticket))
-            for argv in order.commands:
-                result = await run_acceptance(argv, directory=directory, settings=self._settings)
-                result = self._scrubber.value(result)
-                results.append(result)
-                self._publish(CommandFinished(at=self._now(), task_id=order.task_id, result=result))
-        if place is None:
-            change = await places.whole()
-        self._tell_of_places()
-        is_failed = any(result.is_failed for result in results)
-        if order.commands:
-            self._timeline.append(
-                Span(
-                    name="acceptance",
-                    task_id=order.task_id,
-                    round=order.round,
-                    queued=queued,
-                    started=started,
-                    ended=self._now(),
-                    outcome="failed" if is_failed else "done",
-                )
-            )
-        receipt = Receipt(
-            stage=order.stage,
-            tree=change.tree,
-            problems=change.problems,
-            commands=tuple(results),
-            changed=change.changed,
-            strays=change.strays,
-        )
-        evidence = "" if place is None else self._scrubber.text(change.diff)
-        self._post(GatesFinished(ticket=order.ticket, receipt=receipt, evidence=evidence))
-
     # --- files, clock, people ---
 
     async def _keep_listening(self) -> None:
         self._post(await self._people.wait_cancel())
 
-    async def _keep_deadline(self, seconds: float) -> None:
+    async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
         self._post(
             StopRequested(
-                reason=f"the mission's deadline of {seconds:g} s is over",
+                reason=f"the mission's {what} of {seconds:g} s is over",
                 outcome=MissionOutcome.FAILED,
             )
         )
@@ -612,6 +604,7 @@ class Mission(AsyncContextManagerMixin):
             self._publish(WarningRaised(at=self._now(), message=message))
 
     def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
+        spans = (*self._checks.timeline, *self._crew.timeline)
         report = MissionReport(
             goal=self._goal,
             outcome=finish.outcome,
@@ -620,14 +613,14 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             tasks=self._machine.task_reports(),
             commands=self._machine.commands,
-            timeline=tuple(
-                sorted((*self._timeline, *self._crew.timeline), key=lambda span: span.started)
-            ),
+            timeline=tuple(sorted(spans, key=lambda span: span.started)),
             usage=self._crew.usage,
             elapsed=self._now(),
             started_at=self._started_at,
             warnings=(*self._machine.warnings, *self._warnings),
             evidence=evidence,
+            receipt=self._machine.receipt,
+            costs=as_cost_node(self._spending.tree()),
             statistics={
                 "turns": self._crew.turns_finished,
                 "permissions": self._steps.permissions,

@@ -34,7 +34,9 @@ _KEPT = frozenset(
         "removed",
         "session_id",
         "started_at",
+        "strays",
         "task_id",
+        "tree",
     }
 )
 """Fields of records that name things; a secret has no business there, and other parts rely on

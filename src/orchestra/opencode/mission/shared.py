@@ -83,6 +83,10 @@ class SharedWorkplace(Workplace):
             }
         )
 
+    async def before(self, path: str) -> bytes | None:
+        """See `Workplace.before`."""
+        return await self._workspace.contents(self._seat.before.get(path))
+
     async def integrate(self, tree: str) -> Taken:
         """See `Workplace.integrate`."""
         if self._is_left or self._seat.fence != self._fence:

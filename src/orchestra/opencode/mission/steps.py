@@ -70,9 +70,9 @@ class OwnSteps:
         self._agents = agents
         self._scrubber = scrubber
         self._warn = warn
-        self.tool_calls = 0
-        self.permissions = 0
-        self.questions = 0
+        self.tool_calls: int = 0
+        self.permissions: int = 0
+        self.questions: int = 0
 
     def join(self, hooks: HookRegistry | None) -> HookRegistry:
         """Return a registry of the user's hooks and of these.

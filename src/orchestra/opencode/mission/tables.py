@@ -313,6 +313,14 @@ class Table:
             return ()
         return line
 
+    def is_table(self, key: str) -> bool:
+        """Whether a key's value is a table.
+
+        Args:
+            key: The key.
+        """
+        return isinstance(self._values.get(key), dict)
+
     def table(self, key: str) -> Table:
         """Read a table below this one; an empty one when it is absent or wrong.
 

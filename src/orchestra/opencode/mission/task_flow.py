@@ -78,6 +78,7 @@ class TaskFlow:
         recovery: Decides about failed turns.
         warn: Told what does not stop the mission but should be known.
         stop: Ends the mission, with a reason.
+        wind_down: Told why the mission ends as soon as what is under way has ended.
         conclude: Called when no task of the plan is under way any more.
     """
 
@@ -89,6 +90,7 @@ class TaskFlow:
         *,
         warn: Callable[[str], None],
         stop: Callable[[str], None],
+        wind_down: Callable[[str], None],
         conclude: Callable[[], None],
     ) -> None:
         self._tickets = tickets
@@ -96,6 +98,7 @@ class TaskFlow:
         self._recovery = recovery
         self._warn = warn
         self._stop = stop
+        self._wind_down = wind_down
         self._on_concluded = conclude
         self._dependents: dict[str, list[TrackedTask]] = {}
         self._write_sets = WriteSets()
@@ -257,12 +260,11 @@ class TaskFlow:
             task.round += 1
             self._move(task, TaskState.WORKING)
         if event.reason is not FinishReason.DONE:
-            remedy = self._recovery.decide(
-                event, task.troubles, models=len(self._settings.chain(Role.WORKER))
-            )
+            models = len(self._settings.chain(Role.WORKER))
+            remedy = self._recovery.decide(event, task.troubles, models=models)
             self._remedy_work(task, remedy, f"the worker's turn failed: {describe(event)}")
             return
-        task.summary = event.text[:_MAX_SUMMARY]
+        task.summary, task.calls = event.text[:_MAX_SUMMARY], event.calls
         if not event.text.strip():
             self._warn(f"the worker of task {task.id!r} gave an empty answer")
         if task.may_split and self._split(task, event.text):
@@ -271,11 +273,7 @@ class TaskFlow:
 
     def _remedy_work(self, task: TrackedTask, remedy: Remedy, reason: str) -> None:
         self._close_worker(task)
-        if remedy.action is Action.STOP:
-            self._stop(reason)
-        elif remedy.action is Action.GIVE_UP:
-            self._fail(task, reason)
-        else:
+        if not self._is_end(task, remedy, reason):
             # The turn failed, not the work: it does not count as a round.
             self.retries += 1
             task.round -= 1
@@ -284,6 +282,20 @@ class TaskFlow:
                 task.sent_back = (reason,)
             self._move(task, TaskState.READY, reason)
             self._ask_worker(task, remedy.delay)
+
+    def _is_end(self, task: TrackedTask, remedy: Remedy, reason: str) -> bool:
+        """Whether the remedy is that the task ends; then it does."""
+        match remedy.action:
+            case Action.STOP:
+                self._stop(reason)
+            case Action.WIND_DOWN:
+                self._wind_down(reason)
+                self._fail(task, reason)
+            case Action.GIVE_UP:
+                self._fail(task, reason)
+            case _:
+                return False
+        return True
 
     def _split(self, task: TrackedTask, text: str) -> bool:
         """Split the task if its worker says so; whether anything came of it."""
@@ -341,11 +353,7 @@ class TaskFlow:
             self._tickets.put(CloseSession(session=ask.session))
             remedy = self._recovery.decide(event, work.troubles, models=models)
             reason = f"the reviewer failed: {describe(event)}"
-            if remedy.action is Action.STOP:
-                self._stop(reason)
-            elif remedy.action is Action.GIVE_UP:
-                self._fail(task, reason)
-            else:
+            if not self._is_end(task, remedy, reason):
                 self.retries += 1
                 task.reviews += 1
                 self._ask_reviewer(task, remedy.delay)

@@ -44,6 +44,7 @@ class TrackedTask:
         sent_back: Why the last one was.
         note: What its worker is told about the way it goes.
         summary: What the worker last said.
+        calls: Digest of its last turn's tool calls; empty: there was none.
         evidence: The change, as its reviewer is shown it.
         commands: Its acceptance commands of the last round.
         receipt: What we last checked.
@@ -73,6 +74,7 @@ class TrackedTask:
     sent_back: tuple[str, ...] = ()
     note: str = ""
     summary: str = ""
+    calls: str = ""
     evidence: str = ""
     commands: tuple[CommandResult, ...] = ()
     receipt: Receipt | None = None

@@ -11,6 +11,7 @@ from orchestra.opencode.mission.answers import VerdictError, parse_verdict
 from orchestra.opencode.mission.orders import Ask
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import Span
+from orchestra.opencode.mission.turn_watch import TurnWatch
 
 __all__ = ("Turn",)
 
@@ -25,6 +26,7 @@ class Turn:
         session_id: The session it runs in; empty before there is one.
         usage: What it has consumed so far.
         finished: Its end, once there is one.
+        watch: Looks at what it does, once it may begin.
     """
 
     queued: float
@@ -32,6 +34,7 @@ class Turn:
     session_id: str = ""
     usage: Usage = field(factory=Usage)
     finished: Finished | None = None
+    watch: TurnWatch | None = None
 
     def cut_off(self, error: TurnError | None = None) -> Finished:
         """Return the end of a turn that was not let come to one of its own.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import anyio.lowlevel
 from attrs import field, frozen
 
 __all__ = ("Change", "Taken", "Workplace", "WorkplaceError", "Workplaces")
@@ -87,6 +88,18 @@ class Workplace(ABC):
         A checkpoint.
         """
 
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file held before the task changed it; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the directory.
+        """
+        del path
+        await anyio.lowlevel.checkpoint()
+        return None
+
     @abstractmethod
     async def integrate(self, tree: str) -> Taken:
         """Take the change over into the workspace, if it still is what was checked. A checkpoint.
@@ -156,6 +169,16 @@ class Workplaces(ABC):
     @abstractmethod
     async def whole(self) -> Change:
         """Tell what the whole mission has changed in the workspace since it began. A checkpoint."""
+
+    @abstractmethod
+    async def before(self, path: str) -> bytes | None:
+        """Tell what a file of the workspace held at first; None: nothing, or nobody knows.
+
+        A checkpoint.
+
+        Args:
+            path: The file, relative to the workspace.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -333,6 +333,22 @@ class Workspace:
         """
         return self._settled.get(path)
 
+    def first(self, path: str) -> FileState | None:
+        """Return a file as it was when the mission began.
+
+        Args:
+            path: The file, relative to the workspace.
+        """
+        return None if self._base is None else self._base.files.get(path)
+
+    async def contents(self, state: FileState | None) -> bytes | None:
+        """Return what a file held, if that was kept. A checkpoint.
+
+        Args:
+            state: The file at that moment.
+        """
+        return await self._pool.run(self._contents.get, b"" if state is None else state.digest)
+
     def paths(self) -> list[str]:
         """Return the files that there are."""
         return list(self._settled)

@@ -1,0 +1,106 @@
+"""Watches one turn: what it costs, whether it repeats itself, and what its provider says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+from orchestra.events import RetryScheduled, SessionEvent, TurnError, Usage, UsageReported
+from orchestra.opencode.mission.loop_guard import LoopGuard
+from orchestra.opencode.mission.providers import Passage
+from orchestra.opencode.mission.spending import Bill
+
+__all__ = ("TurnStoppedError", "TurnWatch")
+
+
+class TurnStoppedError(Exception):
+    """We end a turn that would have gone on.
+
+    Args:
+        error: Why.
+    """
+
+    def __init__(self, error: TurnError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@final
+class TurnWatch:
+    """Looks at every event of a turn.
+
+    Args:
+        bill: What it costs.
+        passage: Its way to the model's provider.
+        loop: Sees that it repeats itself.
+        time_limit: Seconds that it may take.
+        patience: Returns the seconds that it waits for its provider.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        bill: Bill,
+        passage: Passage,
+        loop: LoopGuard,
+        *,
+        time_limit: float,
+        patience: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self.bill: Bill = bill
+        self.passage: Passage = passage
+        self.loop: LoopGuard = loop
+        self._patience = patience
+        self._clock = clock
+        self._ends_at = clock() + min(time_limit, bill.seconds_left)
+        self._is_own_limit = bill.seconds_left >= time_limit
+        self._usage = Usage()
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the turn may still take."""
+        return self._ends_at - self._clock()
+
+    def see(self, event: SessionEvent) -> None:
+        """Take an event.
+
+        Args:
+            event: What the session told.
+
+        Raises:
+            TurnStoppedError: The turn must not go on.
+        """
+        if isinstance(event, UsageReported):
+            self.passage.answered()
+            self._usage += event.usage
+            if (error := self.bill.record(self._usage)) is not None:
+                raise TurnStoppedError(error)
+        elif isinstance(event, RetryScheduled):
+            self.passage.retrying(event)
+            self._bear(event)
+        elif reason := self.loop.see(event):
+            raise TurnStoppedError(TurnError(name="LoopError", message=reason))
+
+    def _bear(self, event: RetryScheduled) -> None:
+        """Let the server repeat its call, unless that takes longer than there is time."""
+        patience, left = self._patience(), self.seconds_left
+        if event.delay <= min(patience, left):
+            return
+        # There is patience to lose only where there is another provider to go to.
+        name = "ProviderAwayError" if event.delay > patience else "RetryWaitError"
+        message = f"the provider wants to be left alone for {event.delay:.0f} s: {event.message}"
+        raise TurnStoppedError(TurnError(name=name, message=message, retry_after=event.delay))
+
+    def time_over(self, seconds: float) -> TurnError:
+        """Return why a turn ends whose time is over.
+
+        Args:
+            seconds: What a turn may take.
+        """
+        if self._is_own_limit:
+            return TurnError(name="TimeoutError", message=f"no answer within {seconds:g} s")
+        return self.bill.time_over()
+
+    def __repr__(self) -> str:
+        return f"<TurnWatch {self.bill!r} {self.loop!r} {self.seconds_left:.1f} s left>"

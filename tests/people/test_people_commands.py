@@ -1,0 +1,183 @@
+"""``orchestra approve`` and ``orchestra cancel`` from another process, against a mission that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from orchestra.opencode.people.commands import cancel_mission
+
+SCRIPT = Path(sys.executable).with_name("orchestra")
+LIMIT = 60.0
+
+AGENTS = """
+import json
+from pathlib import Path
+import anyio
+
+def accept(turn):
+    return json.dumps({"verdict": "accept", "reasons": []})
+
+def work(turn):
+    Path(turn.directory, "done.txt").write_text("done")
+    return "done"
+
+async def hang(turn):
+    await turn.text("hanging")
+    await anyio.sleep_forever()
+
+async def ask(turn):
+    reply = await turn.ask_permission("bash", "ls")
+    Path(turn.directory, "reply.txt").write_text(f"{reply.is_allowed} {reply.message}")
+    return "done"
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with agents beside it, and a folder for logs that is not the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "agents.py").write_text(AGENTS, encoding="utf-8")
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def mission_file(work: Path, worker: str = "work", more: str = "") -> Path:
+    path = work.parent / "mission.toml"
+    path.write_text(
+        f"""
+goal = "do it"
+workspace.directory = "work"
+{more}
+[[tasks]]
+id = "t1"
+title = "One"
+[agents.worker]
+call = "agents.py:{worker}"
+[agents.reviewer]
+call = "agents.py:accept"
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [SCRIPT, *arguments], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def start(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [SCRIPT, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(is_true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def reads(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    wait_until(lambda: text in process.stdout.readline())  # type: ignore[union-attr]
+
+
+def test_approve_from_another_process(work: Path) -> None:
+    """Nothing starts before ``orchestra approve``; the event log and the readable log tell it."""
+    events = work.parent / "events.jsonl"
+    process = start(["run", mission_file(work), "--approve-plan", "--event-log", events])
+    reads(process, "answer with: orchestra approve")
+    assert not (work / "done.txt").exists()
+    shown = run("approve", "--dir", work, "--show").stdout
+    assert "t1: One" in shown
+    done = json.loads(run("approve", "--dir", work, "--json").stdout)
+    assert done["is_approved"] is True
+    stdout, stderr = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, stderr
+    assert "accepted" in stdout
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [lines[0]["kind"], lines[-1]["kind"]] == ["MissionStarted", "MissionFinished"]
+    (log,) = (work.parent / "state" / "orchestra" / "log").iterdir()
+    assert "t1 accepted" in log.read_text()
+    assert run("approve", "--dir", work, code=2).stderr.startswith("mission_")
+
+
+def test_reject_with_a_note(work: Path) -> None:
+    """A no ends a mission with a given plan: exit code 130, and the note is its reason."""
+    process = start(["run", mission_file(work), "--approve-plan"])
+    reads(process, "answer with: orchestra approve")
+    run("approve", "--dir", work, "--reject", "--note", "not on a Friday")
+    stdout, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert "the plan was not approved: not on a Friday" in stdout
+
+
+def test_a_permission_is_answered_from_another_process(work: Path) -> None:
+    """With ``ask`` in the mission file, somebody elsewhere may allow what an agent wants."""
+    path = mission_file(work, "ask", 'permissions.worker = {bash = "ask"}')
+    process = start(["run", path])
+    reads(process, "worker t1 wants to: bash ls")
+    asked = json.loads(run("approve", "--dir", work, "--show", "--json").stdout)["questions"]
+    (question,) = asked
+    run("approve", "--dir", work, "--question", question)
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert (work / "reply.txt").read_text() == "True "
+
+
+def test_cancel_from_another_process(work: Path) -> None:
+    """It returns when every session is idle, with exit code 0; the mission ends as interrupted."""
+    process = start(["run", mission_file(work, "hang")])
+    reads(process, "t1 working")
+    told = json.loads(run("cancel", "--dir", work, "--json").stdout)
+    assert (told["state"], told["is_quiet"], told["sessions"]) == ("interrupted", True, 1)
+    stdout, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert "cancelled by" in stdout
+    assert "interrupted: 1 session, all idle" in run("cancel", "--dir", work).stdout
+    assert "interrupted" in run("history", "--dir", work).stdout
+
+
+def test_cancel_when_the_owner_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mission whose process is gone is closed by whoever cancels it."""
+    process = start(["run", mission_file(work, "hang")])
+    reads(process, "t1 working")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=LIMIT)
+    monkeypatch.setattr("orchestra.opencode.people.commands._OWNER_PATIENCE", 0.2)
+    outcome = anyio.run(cancel_mission, work, "last")
+    assert (outcome.state, outcome.is_quiet) == ("interrupted", True)
+    assert "interrupted" in run("history", "--dir", work).stdout
+
+
+def test_clean(work: Path) -> None:
+    """It says what it did, and leaves a workspace alone that has nothing to clean."""
+    assert json.loads(run("clean", "--dir", work, "--json").stdout)["removed"] == 0
+    assert not (work / ".orchestra").exists()
+
+
+def test_nothing_to_answer_or_cancel(work: Path) -> None:
+    """Where no mission is remembered there is one sentence and exit code 2."""
+    for command in ("approve", "cancel"):
+        assert len(run(command, "--dir", work, code=2).stderr.splitlines()) == 1
