@@ -195,7 +195,9 @@ async def test_an_earlier_attempt_cannot_be_accepted(tmp_path: Path) -> None:
         assert not (await present.integrate(change.tree)).problem
     assert read(tmp_path) == {"a": "good"}
     assert quarantine(tmp_path) == {"t/a": "late"}
-    assert places.warnings[0].startswith("an earlier attempt at task 't' changed a: it was put back")
+    assert places.warnings[0].startswith(
+        "an earlier attempt at task 't' changed a: it was put back"
+    )
 
 
 async def test_a_lease_that_another_process_has_taken(tmp_path: Path) -> None:

@@ -124,7 +124,10 @@ async def test_both_changes_of_one_file_are_merged(tmp_path: Path) -> None:
     root = tmp_path / "r"
     make_repository(root)
     async with worktrees_at(root) as places:
-        one, two = await places.open("one", [], position=0), await places.open("two", [], position=1)
+        one, two = (
+            await places.open("one", [], position=0),
+            await places.open("two", [], position=1),
+        )
         await work(one, a="1 one\n2\n3\n")
         await work(two, a="1\n2\n3 two\n")
         assert await accept(one) == ""
@@ -137,7 +140,10 @@ async def test_a_conflict_goes_back_to_its_worker(tmp_path: Path) -> None:
     root = tmp_path / "r"
     make_repository(root)
     async with worktrees_at(root) as places:
-        one, two = await places.open("one", [], position=0), await places.open("two", [], position=1)
+        one, two = (
+            await places.open("one", [], position=0),
+            await places.open("two", [], position=1),
+        )
         await work(one, a="one\n2\n3\n")
         await work(two, a="two\n2\n3\n", extra="x")
         assert await accept(one) == ""
@@ -179,7 +185,10 @@ async def test_waiting_for_the_earlier_ones_is_bounded(tmp_path: Path) -> None:
     root = tmp_path / "r"
     make_repository(root)
     async with worktrees_at(root, patience=0.05) as places:
-        slow, quick = await places.open("slow", [], position=0), await places.open("q", [], position=1)
+        slow, quick = (
+            await places.open("slow", [], position=0),
+            await places.open("q", [], position=1),
+        )
         await work(quick, q="q")
         assert await accept(quick) == ""
         await slow.discard()
@@ -198,9 +207,7 @@ async def test_what_is_not_taken_over_is_saved(tmp_path: Path) -> None:
         git(place.directory, "add", "staged")
         await place.discard()
     (warning,) = places.warnings
-    assert warning == (
-        "work that was not taken over is kept in the branch orchestra/salvage/m/t"
-    )
+    assert warning == ("work that was not taken over is kept in the branch orchestra/salvage/m/t")
     saved = "orchestra/salvage/m/t"
     assert branches(root) == ["main", saved]
     for name, content in {"a": "committed", "staged": "s", "untracked": "u"}.items():
@@ -256,7 +263,13 @@ async def test_no_hook_of_the_repository_runs(tmp_path: Path) -> None:
     """Hooks are code in a place that agents may write to."""
     root = tmp_path / "r"
     make_repository(root)
-    for name in ("post-checkout", "pre-commit", "post-merge", "reference-transaction", "post-index-change"):
+    for name in (
+        "post-checkout",
+        "pre-commit",
+        "post-merge",
+        "reference-transaction",
+        "post-index-change",
+    ):
         hook = root / ".git" / "hooks" / name
         hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran-{name}\n")
         hook.chmod(0o755)
