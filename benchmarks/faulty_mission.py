@@ -24,7 +24,8 @@ import anyio
 import httpx2
 from attrs import define, evolve, field
 
-from orchestra.abc import PermissionReply, PermissionRequest, PermissionRule
+from orchestra.abc import PermissionRule
+from orchestra.events import PermissionReply, PermissionRequest
 from orchestra.opencode import (
     ROLE_AGENTS,
     MissionReport,

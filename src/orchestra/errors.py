@@ -55,6 +55,7 @@ __all__ = (
     "ToolTimeoutError",
     "TransportError",
     "UnknownPriceError",
+    "WorkspaceOwnedError",
 )
 
 
@@ -357,6 +358,10 @@ class MissionError(OrchestraError):
 
 class PlanError(MissionError):
     """A plan is not usable; the message names every fault."""
+
+
+class WorkspaceOwnedError(RejectedError, MissionError):
+    """Somebody else runs a mission in the workspace; the message says who, and since when."""
 
 
 class ItemNotFoundError(MissionError, LookupError):

@@ -70,8 +70,9 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.report_files import ReportFiles, write_report
     from orchestra.opencode.mission.report_html import report_to_html
     from orchestra.opencode.mission.report_json import report_from_json, report_to_json
-    from orchestra.opencode.mission.run import run_mission
+    from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
+    from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.statistics import MissionStatistics
 
 __all__ = (
@@ -85,6 +86,7 @@ __all__ = (
     "AgentCall",
     "AgentCommand",
     "Allowance",
+    "Attempt",
     "BudgetSettings",
     "CommandFinished",
     "CommandResult",
@@ -114,6 +116,7 @@ __all__ = (
     "ReportFiles",
     "Role",
     "RoleChoice",
+    "SavedMission",
     "SessionTold",
     "Span",
     "StreamTiming",
@@ -127,12 +130,14 @@ __all__ = (
     "TurnTiming",
     "WarningRaised",
     "find_opencode",
+    "load_mission",
     "locate_opencode",
     "read_mission_file",
     "read_task",
     "report_from_json",
     "report_to_html",
     "report_to_json",
+    "resume_mission",
     "run_mission",
     "write_report",
 )
@@ -148,6 +153,7 @@ _HOMES = {
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
     "Allowance": "orchestra.opencode.mission.allowances",
+    "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
@@ -177,6 +183,7 @@ _HOMES = {
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
+    "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "StreamTiming": "orchestra.opencode.client.stream",
@@ -190,12 +197,14 @@ _HOMES = {
     "TurnTiming": "orchestra.opencode.client.turn",
     "WarningRaised": "orchestra.opencode.mission.events",
     "find_opencode": "orchestra.opencode.client.locate",
+    "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",
     "report_to_html": "orchestra.opencode.mission.report_html",
     "report_to_json": "orchestra.opencode.mission.report_json",
+    "resume_mission": "orchestra.opencode.mission.run",
     "run_mission": "orchestra.opencode.mission.run",
     "write_report": "orchestra.opencode.mission.report_files",
 }

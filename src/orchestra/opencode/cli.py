@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, final
 
@@ -24,15 +25,18 @@ from attrs import asdict
 import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
 from orchestra.opencode.doctor import examine
-from orchestra.opencode.job import Job, JobOptions, prepare, run_job
+from orchestra.opencode.job import Job, prepare, run_job
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
+from orchestra.opencode.notes import JobOptions
 from orchestra.opencode.people.commands import add_people_commands
 from orchestra.opencode.people.questions import Person, PersonQuestion
 from orchestra.opencode.people.terminal import TerminalPerson
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
 from orchestra.opencode.records import list_missions, list_steps, verify_records
+from orchestra.opencode.resume import prepare_resume
+from orchestra.opencode.why import explain_task
 
 __all__ = ("main",)
 
@@ -234,6 +238,34 @@ def _parser() -> _Parser:
     _add_common(run)
     run.set_defaults(function=_run)
 
+    resume = commands.add_parser(
+        "resume", help="go on with a mission that was killed or interrupted", allow_abbrev=False
+    )
+    resume.add_argument(
+        "mission",
+        nargs="?",
+        metavar="MISSION",
+        help="a mission's id or its beginning; default: the last one that has not ended",
+    )
+    resume.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    resume.add_argument("--url", help="where the OpenCode server is now; default: where it was")
+    resume.add_argument(
+        "--loop", choices=("asyncio", "trio"), default="asyncio", help="the event loop to run on"
+    )
+    _add_common(resume)
+    resume.set_defaults(function=_resume)
+
+    why = commands.add_parser(
+        "why", help="say why a task ran, waits or would run again", allow_abbrev=False
+    )
+    why.add_argument("task", metavar="TASK", help="the task's id")
+    why.add_argument(
+        "--mission", default="last", help="a mission's id or its beginning; default: the last"
+    )
+    why.add_argument("--dir", type=Path, metavar="DIR", help="the workspace; default: here")
+    _add_common(why)
+    why.set_defaults(function=_why)
+
     history = commands.add_parser(
         "history", help="list this workspace's missions, or tell what one did", allow_abbrev=False
     )
@@ -309,8 +341,26 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             event_log=options.event_log,
         )
     )
+    return _run_job(job, console, options.loop)
+
+
+def _resume(options: argparse.Namespace, console: _Console) -> int:
+    ask = partial(
+        prepare_resume,
+        (options.dir or Path()).resolve(),
+        options.mission,
+        url=options.url,
+        password=os.environ.get("OPENCODE_SERVER_PASSWORD") or None,
+    )
+    job = anyio.run(ask)
+    if job.saved is not None:
+        console.line(f"going on with {job.saved.id}: {job.goal}")
+    return _run_job(job, console, options.loop)
+
+
+def _run_job(job: Job, console: _Console, loop: str) -> int:
     console.line(f"workspace: {job.directory}")
-    report = _run_on_loop(job, console, options.loop)
+    report = _run_on_loop(job, console, loop)
     files = _write(report, console)
     for line in summary_lines(report):
         console.line(line)
@@ -368,6 +418,15 @@ def _history(options: argparse.Namespace, console: _Console) -> int:
         console.document({"schema": SCHEMA, "steps": [asdict(each) for each in steps]})
     for step in steps:
         console.line(str(step))
+    return EXIT_ACCEPTED
+
+
+def _why(options: argparse.Namespace, console: _Console) -> int:
+    directory = (options.dir or Path()).resolve()
+    explanation = anyio.run(explain_task, directory, options.task, options.mission)
+    if console.is_json:
+        console.document({"schema": SCHEMA, **asdict(explanation)})
+    console.line(str(explanation))
     return EXIT_ACCEPTED
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.to_thread
@@ -30,7 +30,6 @@ from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.allowances import Allowance
 from orchestra.opencode.mission.file import (
-    BackendKind,
     MissionFile,
     parse_model,
     parse_url,
@@ -41,49 +40,16 @@ from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_files import make_folder
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.notes import JobOptions, environment, take_notes
 from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tell_end
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
 
-__all__ = ("Job", "JobOptions", "prepare", "run_job")
-
-
-@frozen(kw_only=True)
-class JobOptions:
-    """What the command line asks for.
-
-    Attributes:
-        mission: A goal, or the name of a mission file.
-        backend: Where the agents run; None: what the mission file says.
-        url: The server to attach to.
-        model: The model of every role.
-        directory: The workspace.
-        max_workers: Workers at once.
-        must_approve: Whether somebody must approve the plan.
-        notify: Whether people are told when the mission is over.
-        event_log: A file for JSON lines.
-        max_tokens: Model tokens of the whole mission.
-        max_cost: US dollars of the whole mission.
-        max_time: Seconds of the whole mission.
-        password: The server's password.
-    """
-
-    mission: str
-    backend: BackendKind | None = None
-    url: str | None = None
-    model: str | None = None
-    directory: Path | None = None
-    max_workers: int | None = None
-    must_approve: bool = False
-    notify: bool = False
-    event_log: Path | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    max_time: float | None = None
-    password: str | None = attrs.field(default=None, repr=False)
+__all__ = ("Job", "prepare", "run_job")
 
 
 @frozen(kw_only=True)
@@ -99,6 +65,8 @@ class Job:
         settings: The rules of the run.
         permissions: What the agents may do; the backend asks it.
         outlets: Where to tell what happens.
+        notes: What is kept for going on with it.
+        saved: The mission to go on with.
     """
 
     goal: str
@@ -109,23 +77,27 @@ class Job:
     settings: MissionSettings
     permissions: MissionPermissions
     outlets: OutletOptions
+    notes: Mapping[str, Any] = attrs.field(factory=dict)
+    saved: SavedMission | None = None
 
 
-def prepare(options: JobOptions) -> Job:
+def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     """Check everything that can be checked before anything starts, and make the workspace.
 
     Args:
         options: What the command line asks for.
+        saved: The mission to go on with, in its own workspace.
 
     Raises:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
+    notes = take_notes(options)
     settings = mission.settings
     if options.must_approve:
         settings = attrs.evolve(settings, must_approve=True)
     permissions = MissionPermissions(settings.people, scrubber=Scrubber(settings.redactor))
-    backend = _make_backend(mission, options, permissions)
+    backend = _make_backend(mission, options, permissions, notes)
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
@@ -138,12 +110,14 @@ def prepare(options: JobOptions) -> Job:
     budget = attrs.evolve(settings.budget, mission=limit)
     settings = attrs.evolve(settings, budget=budget)
     return Job(
-        goal=mission.goal,
+        goal=mission.goal if saved is None else saved.goal,
         backend=backend,
-        directory=_make_workspace(mission, options.directory),
+        directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
         plan=mission.plan,
         agents=mission.role_agents(),
         settings=settings,
+        notes=notes,
+        saved=saved,
         permissions=permissions,
         outlets=OutletOptions(
             event_log=options.event_log,
@@ -177,7 +151,10 @@ def _read(options: JobOptions) -> MissionFile:
 
 
 def _make_backend(
-    mission: MissionFile, options: JobOptions, permissions: MissionPermissions
+    mission: MissionFile,
+    options: JobOptions,
+    permissions: MissionPermissions,
+    notes: Mapping[str, Any],
 ) -> SessionBackend:
     if mission.backend == "embedded":
         return EmbeddedBackend(load_agents(mission), permission_policy=permissions)
@@ -192,6 +169,7 @@ def _make_backend(
         agents=[agent for agent in mission.role_agents().values() if agent.prompt],
         config=mission.config,
         project_config=mission.project_config,
+        environment=environment(notes),
         permission_policy=permissions,
     )
 
@@ -348,6 +326,8 @@ async def _run_mission(
         listener=outlets.handle,
         store=store,
         approve=person,
+        notes=job.notes,
+        saved=job.saved,
     )
     async with AsyncExitStack() as stack:
         if store is not None:

@@ -10,7 +10,14 @@ from typing import final
 import anyio
 from attrs import evolve
 
-from orchestra import Agent, ConcurrencyController, HookRegistry, SessionLease, SessionPool
+from orchestra import (
+    Agent,
+    ConcurrencyController,
+    HookRegistry,
+    Session,
+    SessionLease,
+    SessionPool,
+)
 from orchestra.errors import (
     BlockedError,
     BudgetExceededError,
@@ -27,6 +34,7 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
+from orchestra.opencode.mission.attempts import Attempts
 from orchestra.opencode.mission.attribution import edited_paths
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnFinished, TurnStarted
@@ -118,19 +126,22 @@ class Crew:
         self._publish = publish
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
+        self._attempts: Attempts | None = None
         self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage: Usage = Usage()
         self.turns_running: int = 0
         self.turns_finished: int = 0
 
-    def enter(self, pool: SessionPool) -> None:
+    def enter(self, pool: SessionPool, attempts: Attempts) -> None:
         """Take sessions from this pool from now on.
 
         Args:
-            pool: Where the sessions come from; it has been entered.
+            pool: Where new sessions come from; it has been entered.
+            attempts: Where those of earlier processes come from, and the names of prompts.
         """
         self._pool = pool
+        self._attempts = attempts
 
     @property
     def sessions_open(self) -> int:
@@ -264,7 +275,7 @@ class Crew:
             )
         )
 
-    async def _open(self, ask: Ask) -> SessionLease:
+    async def _open(self, ask: Ask) -> Session:
         if self._pool is None:
             raise RuntimeError("the crew has no sessions to take: call enter() first")
         lease = await self._pool.acquire(
@@ -280,8 +291,8 @@ class Crew:
             },
             priority=ask.priority,
         )
-        self.opened.append(lease.session.id)
-        return lease
+        self._sessions[ask.session] = lease
+        return lease.session
 
     def _equip(self, ask: Ask) -> Agent:
         """Return whom to ask, with what this mission's rules add to the agent's own."""
@@ -305,9 +316,17 @@ class Crew:
 
     async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
         lease = self._sessions.get(ask.session)
-        if lease is None:
-            lease = self._sessions[ask.session] = await self._open(ask)
-        session = lease.session
+        if self._attempts is None:
+            raise RuntimeError("the crew cannot name prompts: call enter() first")
+        session, prompt_id = await self._attempts.begin(
+            ask,
+            lease.session if lease is not None else None,
+            agent=self._equip(ask),
+            directory=self._desks.directory_of(ask),
+            open_=partial(self._open, ask),
+        )
+        if session.id not in self.opened:
+            self.opened.append(session.id)
         turn.session_id = session.id
         self._publish(
             TurnStarted(at=self._now(), role=ask.role, task_id=ask.task_id, session_id=session.id)
@@ -315,7 +334,7 @@ class Crew:
         self.turns_running += 1
         try:
             listener = partial(self._on_session_event, ask, turn, self._scrubber.feed(), place)
-            return await session.prompt(message, listener=listener)
+            return await session.prompt(message, listener=listener, prompt_id=prompt_id)
         finally:
             self.turns_running -= 1
             self.turns_finished += 1
@@ -346,6 +365,13 @@ class Crew:
         """
         if (lease := self._sessions.pop(key, None)) is not None:
             lease.release()
+
+    async def detach_all(self) -> None:
+        """Leave every session as it is, to somebody else. A checkpoint if there is one."""
+        for lease in self._sessions.values():
+            await lease.session.detach()
+        if self._attempts is not None:
+            await self._attempts.detach()
 
     def close_all(self) -> None:
         """Give back every session that is left."""

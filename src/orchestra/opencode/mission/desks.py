@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import final
 
@@ -13,6 +13,13 @@ from orchestra.opencode.mission.report import TaskReport, TaskState
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError, Workplaces
 
 __all__ = ("Desks",)
+
+_UNDER_WAY = {
+    TaskState.WORKING,
+    TaskState.CHECKING,
+    TaskState.REVIEWING,
+    TaskState.MERGING,
+}
 
 
 @final
@@ -50,6 +57,23 @@ class Desks:
         except WorkplaceError as exc:
             return str(exc)
         return ""
+
+    async def resume(self, before: Mapping[str, Mapping[str, str]]) -> None:
+        """Go on with the tasks of an earlier process. A checkpoint.
+
+        Those under way get their workplaces first of all: their workers may be writing already.
+
+        Args:
+            before: As for `Workplaces.recall`.
+
+        Raises:
+            StoreError: Their leases cannot be written.
+        """
+        self.places.recall(before)
+        for task_id, state in self._order().items():
+            if state in _UNDER_WAY:
+                with suppress(WorkplaceError):  # told when it is wanted
+                    await self.open(task_id)
 
     async def open(self, task_id: str) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.

@@ -1,22 +1,50 @@
 """A mission's state in the store: what is decided is written there before it is done.
 
-Under the mission's own namespace: ``mission`` (goal, state, reason), ``plan``, ``task/<id>`` for
-each task, and ``todo/...``, the list that TODO.md shows. Each step of the mission is one commit, so
-the store's history tells in which order things were decided.
+Each step of the mission is one commit under its own namespace, so the store's history tells in
+which order things were decided, and a crash finds either all of a step written or nothing. What
+has not changed is not written again: the history grows with the changes. The keys are in `keys`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import anyio.to_thread
+from attrs import asdict
 
 from orchestra import MVCCStore, Transaction
-from orchestra.opencode.mission.orders import Command, Finish, PlanMade, TaskMoved
-from orchestra.opencode.mission.plan import Plan
-from orchestra.opencode.mission.report import TaskReport, TaskState
+from orchestra.opencode.mission.keys import (
+    ATTEMPT,
+    EVIDENCE,
+    MISSION,
+    PART,
+    PLAN,
+    PROPOSAL,
+    SETUP,
+    SPENT,
+    STATE,
+    TASK,
+)
+from orchestra.opencode.mission.orders import (
+    Ask,
+    AskApproval,
+    CloseSession,
+    Command,
+    Finish,
+    Integrate,
+    PlanMade,
+    RunGates,
+    TaskAdded,
+    TaskHeld,
+    TaskMoved,
+)
+from orchestra.opencode.mission.ownership import Ownership
+from orchestra.opencode.mission.plain import clean, spec_to_plain
+from orchestra.opencode.mission.plan import Plan, TaskSpec
+from orchestra.opencode.mission.report import MissionOutcome, TaskState
+from orchestra.opencode.mission.saved import RUNNING, Attempt, SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.todo_file import place_section
 from orchestra.opencode.mission.todo_list import TodoList, TodoSync
@@ -24,12 +52,8 @@ from orchestra.opencode.mission.todo_merge import TodoConflict
 from orchestra.opencode.mission.todo_outline import ITEM, OUTLINE, Outline, load_list
 from orchestra.opencode.mission.todo_text import TodoLine, TodoMark, wrap_section
 
-__all__ = ("MISSION", "PLAN", "SPENT", "TASK", "Ledger")
+__all__ = ("MISSION", "PLAN", "SPENT", "TASK", "Ledger", "Recorded")
 
-MISSION = "mission"
-PLAN = "plan"
-TASK = "task/"
-SPENT = "spent/"
 _AUTHOR = "mission"
 
 _MARKS: Mapping[TaskState, TodoMark] = {
@@ -50,52 +74,28 @@ _MARKS: Mapping[TaskState, TodoMark] = {
 
 def _line(text: str) -> str:
     """Return the text as one line that cannot end the section it stands in."""
-    one: str = _clean(" ".join(text.split()))
+    one: str = clean(" ".join(text.split()))
     return one.replace("-->", "-- >").replace("<!--", "< !--")
 
 
-def _clean(value: Any) -> Any:
-    """Return plain data that UTF-8 can hold: halves of surrogate pairs come from broken answers."""
-    if isinstance(value, str):
-        return value.encode("utf-8", errors="replace").decode()
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return value
+class Recorded(Protocol):
+    """What a ledger asks the mission's machine about."""
 
+    def record(self) -> dict[str, Any]:
+        """Return what has to be kept of the mission as a whole."""
+        ...
 
-def _plain_task(task: TaskReport, scrubber: Scrubber) -> dict[str, Any]:
-    return {
-        "state": task.state.value,
-        "round": task.rounds,
-        "reasons": list(task.reasons),
-        "summary": task.summary,
-        "cost": task.usage.cost,
-        "commands": [
-            {
-                "argv": list(scrubber.command(result.argv)),
-                "exit_code": result.exit_code,
-                "refusal": result.refusal,
-                "error": result.error,
-            }
-            for result in task.commands
-        ],
-    }
+    def task_record(self, task_id: str) -> dict[str, Any]:
+        """Return what has to be kept of a task."""
+        ...
 
+    def evidence_of(self, task_id: str) -> str:
+        """Return the change that a task's reviewer is shown."""
+        ...
 
-def _plain_plan(plan: Plan, scrubber: Scrubber) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": task.id,
-            "title": task.title,
-            "instructions": task.instructions,
-            "files": list(task.files),
-            "depends": list(task.depends),
-            "acceptance": [list(scrubber.command(argv)) for argv in task.acceptance],
-        }
-        for task in plan.tasks
-    ]
+    def specs(self) -> tuple[TaskSpec, ...]:
+        """Return the tasks of all plans."""
+        ...
 
 
 @final
@@ -107,6 +107,7 @@ class Ledger:
         about: What is known of the mission at its start.
         todo_path: The file that shows the list; None: none.
         scrubber: Takes secrets out of everything that is written.
+        owner: Proves that this process may write; None: there is nobody else.
     """
 
     def __init__(
@@ -116,61 +117,82 @@ class Ledger:
         about: Mapping[str, Any],
         todo_path: Path | None,
         scrubber: Scrubber | None = None,
+        owner: Ownership | None = None,
     ) -> None:
         self._store = store.using(author=_AUTHOR)
         self._scrubber = scrubber or Scrubber(None)
         self._about = dict(about)
+        self._owner = owner
         self._path = todo_path
         self._has_begun = False
         self._is_placed = False
         self._shown: set[str] = set()
+        self._plans: dict[str, int] = {}
+        self._written: dict[str, Any] = {}
         self._conflicts: list[TodoConflict] = []
+        self.attempts: dict[str, Attempt] = {}
+        self.setup: Mapping[str, Any] | None = None
+        """What is needed for going on with the mission, in plain form; written with the start."""
         self.todo: TodoList = TodoList(
             store, path=todo_path, is_synced=False, listener=self._conflicts.append
         )
         self.warnings: list[str] = []
 
+    def resume(self, saved: SavedMission) -> None:
+        """Go on with the records of a mission that was interrupted.
+
+        Args:
+            saved: What is written there.
+        """
+        self.attempts.update(saved.attempts)
+        if saved.record is not None:
+            self._written[STATE] = saved.record.state
+            self._shown.update(spec.id for spec in saved.record.specs)
+            self._plans.update(saved.plans)
+
     async def record(
         self,
         commands: Sequence[Command],
-        report: Callable[[str], TaskReport],
+        source: Recorded,
         *,
-        spent: Mapping[str, Any] | None = None,
+        further: Mapping[str, Any] | None = None,
+        touched: Iterable[str] = (),
     ) -> None:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
 
-        The first call also writes that the mission has started.
+        The first call also writes that the mission has started, or goes on. Of a mission that is
+        interrupted only that is written, so that it can be gone on with.
 
         Args:
             commands: What the machine ordered.
-            report: Tells what is known of a task.
-            spent: What was paid since the last call, by the name of the turn.
+            source: The machine.
+            further: What is to be written beside, by key; None deletes.
+            touched: Further tasks that have changed.
 
         Raises:
+            LeaseLostError: Somebody else owns the mission by now.
             StoreError: It cannot be written; nothing of it was.
         """
         plan = next((each.plan for each in commands if isinstance(each, PlanMade)), None)
-        finish = next((each for each in commands if isinstance(each, Finish)), None)
-        moved = [] if plan is None else [task.id for task in plan.tasks]
-        moved += [each.task_id for each in commands if isinstance(each, TaskMoved)]
-        tasks = {name: report(name) for name in moved}
-        if self._has_begun and plan is None and finish is None and not tasks and not spent:
+        puts, marks = self._compose(commands, source, touched)
+        puts |= further or {}
+        puts = {
+            key: value
+            for key, value in ((key, self._plain(value)) for key, value in puts.items())
+            if self._written.get(key) != value or value is None
+        }
+        if not puts and plan is None:
             return
-        state = {"state": "running", "reason": ""}
-        if finish is not None:
-            state = {"state": finish.outcome.value, "reason": finish.reason}
-        marks = {name: _MARKS[task.state] for name, task in tasks.items()}
 
         async def write(tx: Transaction) -> None:
-            if finish is not None or not self._has_begun:
-                tx.put(MISSION, self._plain({**self._about, **state}))
+            await self._check(tx)
+            for key, value in puts.items():
+                if value is None:
+                    tx.delete(key)
+                else:
+                    tx.put(key, value)
             if plan is not None:
-                tx.put(PLAN, self._plain(_plain_plan(plan, self._scrubber)))
                 await self._show_plan(tx, plan)
-            for name, task in tasks.items():
-                tx.put(TASK + name, self._plain(_plain_task(task, self._scrubber)))
-            for name, bill in (spent or {}).items():
-                tx.put(SPENT + name, bill)
             for name, mark in marks.items():
                 # The text may have been edited meanwhile, and stays; the mark is the mission's.
                 item = await tx.get(ITEM + name)
@@ -179,10 +201,102 @@ class Ledger:
 
         await self._store.transact(write)
         self._has_begun = True
-        self._shown.update(tasks)
+        self._written |= {key: puts[key] for key in puts if key == STATE or key.startswith(TASK)}
+        self._shown.update(marks)
+
+    def _compose(
+        self, commands: Sequence[Command], source: Recorded, touched: Iterable[str]
+    ) -> tuple[dict[str, Any], dict[str, TodoMark]]:
+        """Return what a step changes, by key, and the marks of its tasks."""
+        finish = next((each for each in commands if isinstance(each, Finish)), None)
+        puts: dict[str, Any] = {}
+        if finish is not None or not self._has_begun:
+            puts[MISSION] = {
+                **self._about,
+                "state": RUNNING if finish is None else finish.outcome.value,
+                "reason": "" if finish is None else finish.reason,
+            }
+        if not self._has_begun and self.setup is not None:
+            puts[SETUP] = self.setup
+        marks: dict[str, TodoMark] = {}
+        if finish is None or finish.outcome is not MissionOutcome.INTERRUPTED:
+            puts[STATE] = source.record()
+            for name in dict.fromkeys([*touched, *_touched(commands)]):
+                task = puts[TASK + name] = source.task_record(name)
+                marks[name] = _MARKS[TaskState(task["state"])]
+            puts |= self._describe(commands, source)
+        return puts, marks
+
+    def _describe(self, commands: Sequence[Command], source: Recorded) -> dict[str, Any]:
+        """Return what commands say themselves, by key."""
+        puts: dict[str, Any] = {}
+        for each in commands:
+            if isinstance(each, PlanMade):
+                self._plans |= dict.fromkeys((task.id for task in each.plan.tasks), each.iteration)
+                puts[PLAN] = [
+                    {**self.describe(spec), "plan": self._plans[spec.id]} for spec in source.specs()
+                ]
+            elif isinstance(each, AskApproval):
+                puts[PROPOSAL] = [self.describe(spec) for spec in each.plan.tasks]
+            elif isinstance(each, TaskAdded):
+                puts[PART + each.spec.id] = {**self.describe(each.spec), "parent": each.parent}
+            elif isinstance(each, TaskMoved) and each.state is TaskState.REVIEWING:
+                if evidence := source.evidence_of(each.task_id):
+                    puts[EVIDENCE + each.task_id] = evidence
+            elif isinstance(each, CloseSession):
+                for key in self.attempts_in(each.session):
+                    del self.attempts[key]
+                    puts[ATTEMPT + key] = None
+        return puts
+
+    def describe(self, spec: TaskSpec) -> dict[str, Any]:
+        """Return a task's plain form, as it may be written.
+
+        Args:
+            spec: The task.
+        """
+        plain = spec_to_plain(spec)
+        plain["acceptance"] = [list(self._scrubber.command(argv)) for argv in spec.acceptance]
+        described: dict[str, Any] = self._plain(plain)
+        return described
+
+    def attempts_in(self, session: str) -> list[str]:
+        """Return which prompts were sent in a session, oldest first.
+
+        Args:
+            session: What the machine calls it.
+        """
+        return [key for key in self.attempts if key.rpartition(":")[0] == session]
+
+    async def begin_attempt(self, key: str, attempt: Attempt) -> None:
+        """Write down a prompt that is about to be sent. A checkpoint.
+
+        Args:
+            key: `Ask.key`.
+            attempt: Under which id it is sent, and where.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now; it must not be sent.
+            StoreError: It cannot be written.
+        """
+
+        async def write(tx: Transaction) -> None:
+            await self._check(tx)
+            tx.put(ATTEMPT + key, asdict(attempt))
+
+        await self._store.transact(write)
+        self.attempts[key] = attempt
+
+    async def _check(self, tx: Transaction) -> None:
+        if self._owner is None:
+            return
+        if self._has_begun:
+            await self._owner.check(tx)
+        else:
+            await self._owner.enter(tx)
 
     def _plain(self, value: Any) -> Any:
-        return _clean(self._scrubber.value(value))
+        return clean(self._scrubber.value(value))
 
     async def _show_plan(self, tx: Transaction, plan: Plan) -> None:
         outline = Outline.read(await tx.get(OUTLINE))
@@ -246,3 +360,17 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"<Ledger {self._store.name!r} tasks={len(self._shown)}>"
+
+
+def _touched(commands: Sequence[Command]) -> Iterable[str]:
+    """Return the tasks that commands are about: what is known of them may have changed."""
+    for each in commands:
+        if isinstance(each, PlanMade):
+            yield from (task.id for task in each.plan.tasks)
+        elif isinstance(each, TaskAdded):
+            yield each.spec.id
+            yield each.parent
+        elif isinstance(each, Ask | RunGates | Integrate | TaskHeld | TaskMoved):
+            task_id: str | None = each.task_id
+            if task_id is not None:
+                yield task_id

@@ -220,6 +220,14 @@ class MissionMachine:
         """
         return task_to_plain(self._flow.tasks[task_id])
 
+    def evidence_of(self, task_id: str) -> str:
+        """Return the change that a task's reviewer is shown.
+
+        Args:
+            task_id: The task.
+        """
+        return self._flow.tasks[task_id].evidence
+
     def specs(self) -> tuple[TaskSpec, ...]:
         """Return the tasks of all plans, without parts of tasks, in plan order."""
         return tuple(task.spec for task in self._in_order() if task.parent is None)

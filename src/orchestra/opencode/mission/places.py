@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import final
@@ -63,6 +63,7 @@ class Places(Workplaces):
         )
         self._mission = Seat("", ())
         self._places: dict[str, Workplace] = {}
+        self._recalled: Mapping[str, Mapping[str, str]] = {}
         self._stack = AsyncExitStack()
         self._worktrees: Worktrees | None = None
         self._copies = Copies(self._workspace, self._leases, self._pool, skipped)
@@ -83,6 +84,10 @@ class Places(Workplaces):
                 f"{self._directory} is not in a git repository, so there are no worktrees; "
                 "make one with 'git init', or leave the isolation out"
             )
+
+    def recall(self, before: Mapping[str, Mapping[str, str]]) -> None:
+        """See `Workplaces.recall`."""
+        self._recalled = before
 
     async def _find_worktrees(self) -> Worktrees | None:
         """Return the worktrees, made ready when they are first wanted; None: there is no git."""
@@ -129,6 +134,7 @@ class Places(Workplaces):
         seat = self._workspace.seats.get(task_id)
         if seat is None:
             seat = Seat(task_id, files)
+            self._workspace.recall(seat, self._recalled.get(task_id, {}))
         elif seat.working:
             # An earlier attempt has not ended: what it still does is not this attempt's.
             self._workspace.seats.leave(seat)

@@ -204,6 +204,7 @@ def fill_task(task: TrackedTask, plain: Mapping[str, Any], rounds: int) -> None:
     task.summary = plain.get("summary", "")
     task.calls = plain.get("calls", "")
     task.usage = Usage(**plain.get("usage", {}))
+    task.evidence = plain.get("evidence", "")
     task.receipt = receipt_from_plain(plain.get("receipt"))
     task.commands = task.receipt.commands if task.receipt is not None else ()
     task.is_session_fresh = plain.get("is_session_fresh", True)

@@ -172,6 +172,7 @@ class Planning:
                 self._fail(f"the {role.value} failed: {describe(event)}")
                 return
             self.retries += 1
+            self._problem = ""  # a new session has seen no plan that could be mended
             self._renew(role)
             self._ask(role, work.troubles, remedy.delay)
         elif role is Role.COMMANDER:

@@ -10,9 +10,10 @@ from orchestra.opencode.mission.events import MissionEvent
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import load_mission
 from orchestra.opencode.people.questions import Person
 
-__all__ = ("run_mission",)
+__all__ = ("resume_mission", "run_mission")
 
 
 async def run_mission(
@@ -63,5 +64,58 @@ async def run_mission(
         store=store,
         hooks=hooks,
         approve=approve,
+    ) as mission:
+        return await mission.wait_finished()
+
+
+async def resume_mission(
+    mission_id: str,
+    *,
+    backend: SessionBackend,
+    store: MVCCStore,
+    plan: Plan | None = None,
+    agents: Mapping[Role, Agent] | None = None,
+    settings: MissionSettings | None = None,
+    listener: Callable[[MissionEvent], object] | None = None,
+    hooks: HookRegistry | None = None,
+    approve: Person | None = None,
+) -> MissionReport:
+    """Go on with a mission that was killed or interrupted, to its end. Always a checkpoint.
+
+    What was accepted is not done again, unless what it was made of, or what it left in the
+    workspace, is another one by now. Turns that still run in the backend are followed.
+
+    Args:
+        mission_id: The mission.
+        backend: The same place as before. One that is not open is entered, and left afterwards.
+        store: Where the mission is recorded; an open one.
+        plan: Takes the place of the plan that it was given.
+        agents: Take the place of those of before.
+        settings: Take the place of those of before.
+        listener: Called with each event, at once; one that raises is logged and dropped.
+        hooks: Steps of yours at the mission's hook points; they are not recorded.
+        approve: Asked about the plan, when somebody must be.
+
+    Returns:
+        The report, however the mission ended.
+
+    Raises:
+        MissionError: No such mission is recorded, or it has come to its end.
+        WorkspaceOwnedError: Somebody else runs a mission in the workspace.
+        StoreError: The records cannot be read.
+        OrchestraError: The backend cannot be entered.
+    """
+    saved = await load_mission(store, mission_id)
+    async with Mission(
+        saved.goal,
+        backend=backend,
+        plan=plan,
+        agents=agents,
+        settings=settings,
+        listener=listener,
+        store=store,
+        hooks=hooks,
+        approve=approve,
+        saved=saved,
     ) as mission:
         return await mission.wait_finished()

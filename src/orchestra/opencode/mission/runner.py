@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import anyio
 import anyio.lowlevel
@@ -27,9 +27,10 @@ from orchestra import (
     SessionPool,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, StoreError
+from orchestra.errors import BlockedError, HookError, MissionError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.checks import Checks
+from orchestra.opencode.mission.continuity import Continuity
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
@@ -42,7 +43,6 @@ from orchestra.opencode.mission.events import (
 )
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
-from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
     Ask,
@@ -72,6 +72,7 @@ from orchestra.opencode.mission.report import (
     MissionReport,
     TaskState,
 )
+from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
@@ -116,14 +117,21 @@ class Mission(AsyncContextManagerMixin):
             after its id; an open one. None: in memory, for as long as the mission is.
         hooks: Steps of yours at the mission's hook points. The registry is copied: what is
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
+        notes: Plain data, without secrets, that is kept with the records for whoever goes on with
+            the mission after a crash.
+        saved: A mission to go on with, after a crash or an interruption, from `load_mission`. Plan,
+            agents and settings are those of before unless others are given; the workspace is.
         approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
             in the store; the first answer counts.
 
     Raises:
+        MissionError: The mission to go on with has come to its end.
         HookOrderError: The hooks and the mission's own steps fit into no order.
         ValueError: The goal is empty, a hook has the name of a step of the mission, or nobody can
             be asked about the plan although somebody must.
         NotADirectoryError: The workspace does not exist (on entering).
+        WorkspaceOwnedError: Somebody else runs a mission in the workspace, with records in the
+            same store (on entering).
     """
 
     def __init__(
@@ -139,7 +147,18 @@ class Mission(AsyncContextManagerMixin):
         store: MVCCStore | None = None,
         hooks: HookRegistry | None = None,
         approve: Person | None = None,
+        notes: Mapping[str, Any] | None = None,
+        saved: SavedMission | None = None,
     ) -> None:
+        if saved is not None:
+            if not saved.is_unfinished:
+                raise MissionError(f"mission {saved.id} has ended as {saved.state}; start another")
+            directory, plan, settings = (
+                saved.directory,
+                plan or saved.given,
+                settings or saved.settings,
+            )
+            agents, notes = {**saved.agents, **(agents or {})}, notes or saved.launch
         if not goal.strip():
             raise ValueError("the goal is empty: say what the mission is for")
         self._backend = backend
@@ -151,14 +170,16 @@ class Mission(AsyncContextManagerMixin):
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
-        self._team = team
         self._steps = OwnSteps(team, self._scrubber, self._warn)
         self._hooks = self._steps.join(hooks)
         self._machine = MissionMachine(
             self._goal, settings=self._settings, plan=plan, random=random.random
         )
         self._controller = ConcurrencyController({"acceptance": 4, **self._settings.limits})
-        self._id = f"mission_{secrets.token_hex(4)}"
+        self._id = f"mission_{secrets.token_hex(4)}" if saved is None else saved.id
+        self._plan = plan
+        self._notes = notes or {}
+        self._saved = saved
         self._team = team
         self._spending = Spending(self._settings.budget)
         gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
@@ -195,7 +216,7 @@ class Mission(AsyncContextManagerMixin):
         )
         self._store = store
         self._sessions: SessionPool  # on entering
-        self._ledger: Ledger  # on entering, when there is a store
+        self._continuity: Continuity  # on entering, when there is a store
         self._people: PeopleSide
         self._quiescence = Quiescence(sessions=0)
         self._subscriptions = Subscriptions()
@@ -317,11 +338,14 @@ class Mission(AsyncContextManagerMixin):
             if not self._backend.is_open:
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
-            self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._started_at = now if self._saved is None else self._saved.started_at
             store = self._store
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
-            self._ledger = self._open_ledger(store)
+            self._continuity = self._keep_records(store)
+            await self._continuity.claim()
+            stack.push_async_callback(self._continuity.release)
             self._desks.places = Places(
                 self._directory,
                 store.namespace(self._id),
@@ -333,7 +357,7 @@ class Mission(AsyncContextManagerMixin):
             await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
             self._sessions = await stack.enter_async_context(self._make_pool())
-            self._crew.enter(self._sessions)
+            self._crew.enter(self._sessions, self._continuity.attempts)
             self._people = PeopleSide(
                 self._id,
                 store.namespace(self._id),
@@ -358,15 +382,17 @@ class Mission(AsyncContextManagerMixin):
     async def _drive(self) -> None:
         """Feed the machine and perform its commands, until the mission is over."""
         finish = None
-        commands = self._machine.start()
+        events: list[Event] = []
         try:
             async with anyio.create_task_group() as work:
+                work.start_soon(self._continuity.keep, self._lose)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
+                commands = await self._continuity.begin()
                 if problem := await self._begin(work):
                     stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
                     commands = self._machine.handle(stop)
                 while finish is None:
-                    commands = await self._record(commands)
+                    commands = await self._record(commands, events)
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
@@ -374,6 +400,7 @@ class Mission(AsyncContextManagerMixin):
                         commands = [
                             each for event in events for each in self._machine.handle(event)
                         ]
+                await self._continuity.let_go(self._crew.detach_all)
                 work.cancel_scope.cancel()
         finally:
             try:
@@ -386,18 +413,18 @@ class Mission(AsyncContextManagerMixin):
         """Close, write and tell what is left; without a finish the mission was cancelled."""
         self._crew.close_all()
         await self._sessions.aclose()
+        await self._continuity.clean_up()
         evidence = None
         if finish is None:
-            # Perhaps when its end was decided already, but not yet written.
-            commands = self._machine.handle(StopRequested(reason="it was cancelled"))
+            await self._record(self._continuity.interrupt("it was cancelled"))
             finish = self._machine.finish
-            await self._record(commands if finish is None or commands else [finish])
         else:
             await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
-        self._quiescence = await self._people.confirm(
-            self._backend, self._crew.opened, limit=_QUIET_LIMIT
-        )
+        if not self._continuity.is_lost:
+            self._quiescence = await self._people.confirm(
+                self._backend, self._crew.opened, limit=_QUIET_LIMIT
+            )
         await self._desks.places.aclose()
         self._tell_of_places()
         await self._write_todo()
@@ -419,13 +446,20 @@ class Mission(AsyncContextManagerMixin):
             self._backend, self._directory, self._team.values()
         ):
             self._warn(problem)
+        if self._saved is not None:
+            for part, parent in self._saved.parts:
+                self._spending.add_part(part, parent)
+            self._spending.restore(self._saved.spent)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:
             work.start_soon(self._keep_deadline, seconds, "budget")
         if self._settings.has_evidence:
             await self._witness.begin()
-        return await self._desks.begin()
+        if problem := await self._desks.begin():
+            return problem
+        await self._desks.resume(self._continuity.inputs)
+        return ""
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -446,25 +480,39 @@ class Mission(AsyncContextManagerMixin):
             self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
         )
 
-    def _open_ledger(self, store: MVCCStore) -> Ledger:
+    def _keep_records(self, store: MVCCStore) -> Continuity:
         about = {
             "goal": self._goal,
             "backend": self._backend.name,
             "directory": str(self._directory),
             "started_at": self._started_at,
         }
-        todo = self._settings.todo_file
-        path = None if todo is None else self._directory / todo
-        return Ledger(
-            store.namespace(self._id), about=about, todo_path=path, scrubber=self._scrubber
+        if self._saved is not None:
+            self._crew.usage = self._saved.usage
+        return Continuity(
+            store,
+            self._id,
+            machine=self._machine,
+            backend=self._backend,
+            directory=self._directory,
+            agents=self._team,
+            settings=self._settings,
+            scrubber=self._scrubber,
+            about=about,
+            plan=self._plan,
+            launch=self._notes,
+            saved=self._saved,
+            is_shared=self._store is not None,
         )
 
-    async def _record(self, commands: list[Command]) -> list[Command]:
+    def _lose(self) -> None:
+        reason = "somebody else has taken the workspace over, since this process was away too long"
+        self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
+
+    async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
         try:
-            await self._ledger.record(
-                commands, self._machine.task_report, spent=self._spending.take_news()
-            )
+            await self._continuity.record(commands, events, spent=self._spending.take_news())
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
@@ -572,12 +620,15 @@ class Mission(AsyncContextManagerMixin):
                 await self._write_todo()
 
     async def _write_todo(self) -> None:
+        if self._continuity.is_lost:
+            return
+        ledger = self._continuity.ledger
         try:
-            await self._ledger.project()
+            await ledger.project()
         except (OSError, StoreError) as exc:
             self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
-        while self._ledger.warnings:
-            self._warn(self._ledger.warnings.pop())
+        while ledger.warnings:
+            self._warn(ledger.warnings.pop())
 
     def _tell_of_places(self) -> None:
         warnings = self._desks.places.warnings

@@ -161,8 +161,8 @@ class Spending:
         self._used_before = 0.0
         self._began = 0.0
         self._budget: Budget | None = None
-        self._estimator = CostEstimator()
         self.prices: PriceList = self._price_list({})
+        self._estimator = CostEstimator(first=self._first_estimate(()))
 
     def _price_list(self, found: Mapping[str, Price]) -> PriceList:
         rule = self._settings.unknown_price if self._settings.has_dollars else "free"
@@ -305,14 +305,17 @@ class Spending:
 
     def _estimate(self, ask: Ask, prompt: Amount) -> Amount:
         estimate = self._estimator.estimate(ask.role.value, prompt=prompt)
-        limit = self._settings.attempt if ask.task_id is not None else Allowance()
-        # An attempt is alone in its budget, and is stopped where that ends.
-        return Amount(
-            tokens=estimate.tokens if limit.tokens is None else min(estimate.tokens, limit.tokens),
-            microdollars=estimate.microdollars
-            if limit.dollars is None
-            else min(estimate.microdollars, Amount.of(dollars=limit.dollars).microdollars),
-        )
+        if ask.task_id is None:
+            return estimate
+        # What others have cost must not keep a task from its own budget: it is stopped at its end.
+        share = 1.0 if ask.role in _WRAP_UP else 1.0 - self._settings.wrap_up
+        tokens, micros = estimate.tokens, estimate.microdollars
+        for limit in (self._settings.task, self._settings.attempt):
+            if limit.tokens is not None:
+                tokens = min(tokens, int(limit.tokens * share))
+            if limit.dollars is not None:
+                micros = min(micros, int(float(limit.dollars) * 1_000_000 * share))
+        return Amount(tokens=tokens, microdollars=micros)
 
     def pay(
         self,

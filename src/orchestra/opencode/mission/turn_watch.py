@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-from orchestra.events import RetryScheduled, SessionEvent, TurnError, Usage, UsageReported
+from orchestra.events import (
+    Finished,
+    RetryScheduled,
+    SessionEvent,
+    ToolCalled,
+    TurnError,
+    Usage,
+    UsageReported,
+)
 from orchestra.opencode.mission.loop_guard import LoopGuard
 from orchestra.opencode.mission.providers import Passage
 from orchestra.opencode.mission.spending import Bill
@@ -56,6 +64,10 @@ class TurnWatch:
         self._ends_at = clock() + min(time_limit, bill.seconds_left)
         self._is_own_limit = bill.seconds_left >= time_limit
         self._usage = Usage()
+        self._reports = 0
+        self._has_called = False  # a tool, in this step of the model
+        self._ever_called = False
+        self._shortage: TurnError | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -71,16 +83,29 @@ class TurnWatch:
         Raises:
             TurnStoppedError: The turn must not go on.
         """
+        if self._shortage is not None and not isinstance(event, Finished):
+            raise TurnStoppedError(self._shortage)
         if isinstance(event, UsageReported):
             self.passage.answered()
-            self._usage += event.usage
-            if (error := self.bill.record(self._usage)) is not None:
-                raise TurnStoppedError(error)
+            self._pay(event.usage)
         elif isinstance(event, RetryScheduled):
             self.passage.retrying(event)
             self._bear(event)
-        elif reason := self.loop.see(event):
-            raise TurnStoppedError(TurnError(name="LoopError", message=reason))
+        elif isinstance(event, ToolCalled):
+            self._has_called = self._ever_called = True
+            if reason := self.loop.see(event):
+                raise TurnStoppedError(TurnError(name="LoopError", message=reason))
+
+    def _pay(self, usage: Usage) -> None:
+        """Take in what a model call has used; stop the turn if there is no room for another."""
+        self._usage += usage
+        self._reports += 1
+        self._shortage = self.bill.record(self._usage)
+        # A model that has called no tool is done, and its answer is paid for: let it come.
+        goes_on = self._has_called or (self._reports > 1 and not self._ever_called)
+        self._has_called = False
+        if self._shortage is not None and goes_on:
+            raise TurnStoppedError(self._shortage)
 
     def _bear(self, event: RetryScheduled) -> None:
         """Let the server repeat its call, unless that takes longer than there is time."""

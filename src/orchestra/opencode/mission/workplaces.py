@@ -8,7 +8,7 @@ does not see the difference.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -132,6 +132,14 @@ class Workplaces(ABC):
 
         Raises:
             WorkplaceError: This mission cannot work there.
+        """
+
+    @abstractmethod
+    def recall(self, before: Mapping[str, Mapping[str, str]]) -> None:
+        """Say how files were before tasks were first worked on, by an earlier process.
+
+        Args:
+            before: For each task the SHA-256 of each file, in hexadecimal; empty: it was not there.
         """
 
     @abstractmethod

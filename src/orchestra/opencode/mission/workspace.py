@@ -40,6 +40,8 @@ from orchestra.opencode.mission.report_files import make_folder
 __all__ = ("MAX_LISTED", "Workspace", "diff_states", "slug", "tree_digest")
 
 MAX_LISTED = 1_000
+_UNKNOWN = (0, 0, 0, 0, 0)
+"""The stamp of a file that another process has seen."""
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -201,6 +203,20 @@ class Workspace:
                         await self._stamp([*seat.files, *sorted(seat.own | seat.edited)])
                 finally:
                     seat.working -= 1
+
+    def recall(self, seat: Seat, before: Mapping[str, str]) -> None:
+        """Take what a task changed under an earlier process for its change.
+
+        Args:
+            seat: Whose.
+            before: As for `Workplaces.recall`.
+        """
+        for path, digest in before.items():
+            now = self._settled.get(path)
+            old = FileState(_UNKNOWN, bytes.fromhex(digest)) if digest else None
+            if _digest_of(old) != _digest_of(now):
+                seat.before[path] = old
+                seat.changed.add(path)
 
     def on_edit(self, seat: Seat, path: str) -> None:
         """A tool call has written a file.

@@ -1,0 +1,310 @@
+"""What lets a mission go on after a crash: its owner, its records, its attempts, its results."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import anyio.to_thread
+from attrs import asdict, evolve
+
+from orchestra import Agent, MVCCStore, SessionBackend
+from orchestra.errors import StoreError
+from orchestra.events import Usage
+from orchestra.opencode.mission.attempts import Attempts
+from orchestra.opencode.mission.content import (
+    Result,
+    digest_files,
+    digest_of,
+    prompt_digest,
+    task_digest,
+)
+from orchestra.opencode.mission.keys import INPUT, RESULT, SPENT, TOTALS, WHY
+from orchestra.opencode.mission.ledger import Ledger
+from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.orders import (
+    AgentAnswered,
+    Command,
+    Event,
+    Finish,
+    PlanMade,
+    StopRequested,
+    TaskMoved,
+)
+from orchestra.opencode.mission.ownership import Ownership
+from orchestra.opencode.mission.plain import spec_from_plain
+from orchestra.opencode.mission.plain_settings import to_plain
+from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.report import TaskState
+from orchestra.opencode.mission.resuming import Continuation, Present, continue_from
+from orchestra.opencode.mission.saved import SavedMission
+from orchestra.opencode.mission.scrubbing import Scrubber
+
+__all__ = ("Continuity",)
+
+
+@final
+class Continuity:
+    """Keeps all that a mission needs for going on, and goes on with it.
+
+    Args:
+        store: An open store.
+        mission_id: The mission.
+        machine: Decides.
+        backend: Where the agents run.
+        directory: The workspace.
+        agents: The agent of each role.
+        settings: The rules of the run.
+        scrubber: Takes secrets out of what is written.
+        about: What is known of the mission at its start.
+        plan: The plan that it is given.
+        launch: What whoever starts it wants to know when it is started again.
+        saved: The mission that is gone on with.
+        is_shared: Whether others could use the same store.
+    """
+
+    def __init__(
+        self,
+        store: MVCCStore,
+        mission_id: str,
+        *,
+        machine: MissionMachine,
+        backend: SessionBackend,
+        directory: Path,
+        agents: Mapping[Role, Agent],
+        settings: MissionSettings,
+        scrubber: Scrubber,
+        about: Mapping[str, Any],
+        plan: Plan | None,
+        launch: Mapping[str, Any],
+        saved: SavedMission | None,
+        is_shared: bool,
+    ) -> None:
+        self._id = mission_id
+        self._machine = machine
+        self._directory = directory
+        self._scrubber = scrubber
+        self._plan = plan
+        self._saved = saved
+        worker = agents[Role.WORKER]
+        self._present = Present(prompt=prompt_digest(worker), model=worker.model or "")
+        self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
+        self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
+        self._specs: dict[str, TaskSpec] = {}
+        self._totals = saved.usage if saved is not None else Usage()
+        self._is_resuming: Continuation | None = None
+        self._failure: StoreError | None = None
+        self._has_begun = False
+        self._owner = Ownership(store, directory, mission_id) if is_shared else None
+        todo = settings.todo_file
+        rules = evolve(
+            settings,
+            acceptance=tuple(map(scrubber.command, settings.acceptance)),
+            allow=tuple(map(scrubber.command, settings.allow)),
+        )
+        self.ledger: Ledger = Ledger(
+            store.namespace(mission_id),
+            about=about,
+            todo_path=None if todo is None else directory / todo,
+            scrubber=scrubber,
+            owner=self._owner,
+        )
+        self.ledger.setup = {
+            "settings": to_plain(rules),
+            "agents": {role.value: to_plain(agent) for role, agent in agents.items()},
+            "launch": dict(launch),
+            "plan": None if plan is None else [self.ledger.describe(each) for each in plan.tasks],
+        }
+        self.attempts: Attempts = Attempts(
+            self.ledger, backend=backend, directory=directory, agents=agents
+        )
+
+    @property
+    def inputs(self) -> Mapping[str, Mapping[str, str]]:
+        """The digest of each task's files before anybody worked on it."""
+        return self._inputs
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody else owns the mission by now: nothing may be written, or ended."""
+        return self._owner is not None and self._owner.is_lost
+
+    async def claim(self) -> None:
+        """Become the workspace's owner. A checkpoint.
+
+        That the store cannot be written is told by the first step.
+
+        Raises:
+            WorkspaceOwnedError: Somebody else is.
+        """
+        if self._owner is not None:
+            try:
+                await self._owner.claim()
+            except StoreError as exc:
+                self._failure = exc
+
+    async def keep(self, lost: Callable[[], None]) -> None:
+        """Stay the owner; to be run beside the mission.
+
+        Args:
+            lost: Called when it is not any more.
+        """
+        if self._owner is not None and self._failure is None:
+            await self._owner.keep(lost)
+
+    async def release(self) -> None:
+        """Give the workspace back. Shielded; a checkpoint."""
+        if self._owner is not None and self._failure is None:
+            await self._owner.release()
+
+    # --- the beginning ---
+
+    async def begin(self) -> list[Command]:
+        """Start the machine, or go on where it was; returns its first commands. A checkpoint."""
+        saved = self._saved
+        if saved is None:
+            self._has_begun = True
+            return self._machine.start()
+        self.ledger.resume(saved)
+        await self.attempts.close_others(self._id)
+        paths = {path for result in saved.results.values() for path in result.after}
+        files = await anyio.to_thread.run_sync(digest_files, self._directory, sorted(paths))
+        going = continue_from(saved, self._plan, evolve(self._present, files=files), self._digest)
+        self._has_begun = True
+        if going.record is None:
+            return self._machine.start()
+        self._is_resuming = going
+        commands = self._machine.restore(going.record)
+        self._specs = {spec.id: spec for spec in self._machine.specs()}
+        for name in going.again:
+            self._results.pop(name, None)
+        if going.is_replanned and self._machine.plan is not None:
+            made = PlanMade(plan=self._machine.plan, iteration=self._machine.iteration)
+            return [made, *commands]
+        return commands
+
+    def interrupt(self, reason: str) -> list[Command]:
+        """Return the machine's commands for an end from outside, also before the beginning.
+
+        Args:
+            reason: Why it ends.
+        """
+        if not self._has_begun:
+            if self._saved is not None:
+                return []  # it stays as it was
+            self._machine.start()
+        self._machine.handle(StopRequested(reason=reason))
+        finish = self._machine.finish  # perhaps it was decided already, and not yet written
+        return [] if finish is None else [finish]
+
+    async def let_go(self, detach: Callable[[], Awaitable[None]]) -> None:
+        """Leave the sessions to the new owner, if there is one. A checkpoint then.
+
+        Args:
+            detach: Does it.
+        """
+        if self.is_lost:
+            await detach()
+
+    async def clean_up(self) -> None:
+        """Close the sessions of earlier processes that are left. A checkpoint if it could be."""
+        if self._saved is not None and not self.is_lost:
+            await self.attempts.close_others(self._id, is_over=True)
+
+    def _digest(self, spec: TaskSpec) -> str:
+        return task_digest(spec_from_plain(self.ledger.describe(spec)))
+
+    # --- every step ---
+
+    async def record(
+        self,
+        commands: Sequence[Command],
+        events: Sequence[Event] = (),
+        *,
+        spent: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a step, with what tells its results apart. A checkpoint if there is anything.
+
+        An owner that has lost the workspace writes nothing.
+
+        Args:
+            commands: What the machine ordered.
+            events: What it was told before.
+            spent: What turns have cost that was not written yet, by their names.
+
+        Raises:
+            StoreError: It cannot be written; nothing of it was.
+        """
+        if self.is_lost:
+            return
+        if self._failure is not None:
+            raise self._failure
+        further: dict[str, Any] = {SPENT + name: bill for name, bill in (spent or {}).items()}
+        touched: tuple[str, ...] = ()
+        if any(isinstance(each, Finish) for each in commands):
+            touched = tuple(self._machine.states())
+        going, self._is_resuming = self._is_resuming, None
+        if going is not None:
+            touched = (*touched, *going.again)
+            for name, reason in going.again.items():
+                further |= {WHY + name: reason, RESULT + name: None}
+        for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
+            self._specs |= {spec.id: spec for spec in plan.tasks}
+        further |= await self._look(commands)
+        before = self._totals
+        for event in events:
+            if isinstance(event, AgentAnswered):
+                self._totals += event.usage
+        if self._totals != before:
+            further[TOTALS] = asdict(self._totals)
+        await self.ledger.record(commands, self._machine, further=further, touched=touched)
+
+    async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
+        """Take the digests of the files of tasks that begin, and of those that were accepted."""
+        begun: dict[str, Sequence[str]] = {}
+        accepted: dict[str, Sequence[str]] = {}
+        for each in commands:
+            spec = self._specs.get(each.task_id) if isinstance(each, TaskMoved) else None
+            if not isinstance(each, TaskMoved) or spec is None:
+                continue
+            if each.state is TaskState.READY and each.round == 0 and spec.files:
+                begun[spec.id] = spec.files
+            elif each.state is TaskState.ACCEPTED:
+                receipt = self._machine.task_report(spec.id).receipt
+                accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
+        paths = {path for files in (*begun.values(), *accepted.values()) for path in files}
+        if not begun and not accepted:
+            return {}
+        found: dict[str, str] = {}
+        if paths:
+            look = partial(digest_files, self._directory, sorted(paths))
+            found = await anyio.to_thread.run_sync(look)
+        puts: dict[str, Any] = {}
+        for name, files in begun.items():
+            # Of a task that is done once more, what it changed earlier is its change too.
+            earlier = self._inputs.get(name, {})
+            self._inputs[name] = {path: found[path] for path in files} | dict(earlier)
+            puts[INPUT + name] = self._inputs[name]
+        for name, files in accepted.items():
+            result = self._results[name] = self._result(
+                self._specs[name], {each: found[each] for each in files}
+            )
+            puts[RESULT + name] = result.plain()
+        return puts
+
+    def _result(self, spec: TaskSpec, after: Mapping[str, str]) -> Result:
+        return Result(
+            task=self._digest(spec),
+            depends={
+                name: self._results[name].key for name in spec.depends if name in self._results
+            },
+            before=digest_of(dict(self._inputs.get(spec.id, {}))),
+            prompt=self._present.prompt,
+            model=self._present.model,
+            after=after,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Continuity of {self._id}, {len(self._results)} results, {self._owner!r}>"

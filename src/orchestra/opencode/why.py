@@ -1,0 +1,154 @@
+"""``orchestra why TASK``: why a task ran, waits, or would run again; from the records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from attrs import evolve, frozen
+
+from orchestra import SQLiteStore
+from orchestra.errors import ConfigurationError
+from orchestra.opencode.mission.content import digest_files, prompt_digest, task_digest
+from orchestra.opencode.mission.plan import Role, TaskSpec
+from orchestra.opencode.mission.report import TaskState
+from orchestra.opencode.mission.report_files import REPORT_FOLDER
+from orchestra.opencode.mission.resuming import Present, find_stale
+from orchestra.opencode.mission.saved import SavedMission, load_mission
+from orchestra.opencode.records import RECORDS, find_mission
+
+__all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
+
+_HOLDING = {"working", "checking", "reviewing", "merging", "split"}
+
+
+@frozen(kw_only=True)
+class TaskExplanation:
+    """Why a task is where it is.
+
+    Attributes:
+        mission: The mission.
+        task: The task.
+        state: How far it is.
+        reasons: The reasons, one sentence each.
+    """
+
+    mission: str
+    task: str
+    state: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  {reason}" for reason in self.reasons)
+        return f"{self.task} is {self.state} in {self.mission}{lines}"
+
+
+@frozen(kw_only=True)
+class Case:
+    """What an explainer looks at.
+
+    Attributes:
+        saved: The mission's records.
+        spec: The task.
+        plain: What is recorded of it.
+        stale: The tasks that would run again now, with the reason.
+    """
+
+    saved: SavedMission
+    spec: TaskSpec
+    plain: Mapping[str, Any]
+    stale: Mapping[str, str]
+
+    def state_of(self, name: str) -> str:
+        """Return how far a task is."""
+        tasks = self.saved.record.tasks if self.saved.record is not None else {}
+        return str(tasks.get(name, {}).get("state", TaskState.WAITING.value))
+
+
+Explainer = Callable[[Case], Iterator[str]]
+"""Gives reasons for where a task is; none when it has nothing to say."""
+
+
+def why_it_ran(case: Case) -> Iterator[str]:
+    """Say why it was begun, and why it was begun again."""
+    if again := case.saved.why.get(case.spec.id):
+        yield f"it ran once more, since {again}"
+    elif case.plain.get("round"):
+        yield "it ran, since the plan has it and there was no result of it"
+    for number, reason in enumerate(case.plain.get("reasons", ()), 1):
+        yield f"it was sent back or failed ({number}): {reason}"
+
+
+def why_it_waits(case: Case) -> Iterator[str]:
+    """Say what it waits for: others, files, a slot."""
+    state = case.plain.get("state")
+    if state == TaskState.WAITING.value:
+        for name in case.spec.depends:
+            if case.state_of(name) != TaskState.ACCEPTED.value:
+                yield f"it waits for {name!r}, which is {case.state_of(name)}"
+    elif state == TaskState.READY.value:
+        specs = case.saved.record.specs if case.saved.record is not None else ()
+        for other in specs:
+            shared = sorted(set(other.files) & set(case.spec.files))
+            if other.id != case.spec.id and shared and case.state_of(other.id) in _HOLDING:
+                yield f"it waits for {', '.join(shared)}, which {other.id!r} holds"
+                return
+        yield "it waits for a worker's slot"
+    elif state in _HOLDING:
+        yield f"it is in round {case.plain.get('round')}"
+
+
+def whether_it_runs_again(case: Case) -> Iterator[str]:
+    """Say of what was accepted whether going on would pay for it again."""
+    if case.plain.get("state") != TaskState.ACCEPTED.value:
+        return
+    if reason := case.stale.get(case.spec.id):
+        yield f"it would run again, since {reason}"
+    elif result := case.saved.results.get(case.spec.id):
+        yield f"it would not run again: all it was made of is as it was (key {result.key[:12]})"
+
+
+EXPLAINERS: tuple[Explainer, ...] = (why_it_ran, why_it_waits, whether_it_runs_again)
+"""Asked in this order; whoever records further causes adds one."""
+
+
+async def explain_task(directory: Path, task: str, reference: str = "last") -> TaskExplanation:
+    """Say why a task is where it is. A checkpoint.
+
+    Args:
+        directory: The workspace.
+        task: The task's id.
+        reference: The mission's id, the beginning of it, or ``last``.
+
+    Raises:
+        ConfigurationError: There is no such mission, or no such task in it.
+        StoreError: The records cannot be read.
+    """
+    name = await find_mission(directory, reference)
+    async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
+        saved = await load_mission(store, name)
+    record = saved.record
+    parts = [part for part, _ in record.parts] if record is not None else []
+    specs = [*record.specs, *parts] if record is not None else []
+    spec = next((each for each in specs if each.id == task), None)
+    if spec is None or record is None:
+        known = ", ".join(each.id for each in specs[:20]) or "none"
+        raise ConfigurationError(f"mission {name} has no task {task!r}; it has {known}")
+    paths = sorted({path for result in saved.results.values() for path in result.after})
+    worker = saved.agents[Role.WORKER]
+    present = Present(prompt=prompt_digest(worker), model=worker.model or "")
+    files = await anyio.to_thread.run_sync(digest_files, saved.directory, paths)
+    case = Case(
+        saved=saved,
+        spec=spec,
+        plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
+        stale=find_stale(record.specs, saved.results, evolve(present, files=files), task_digest),
+    )
+    return TaskExplanation(
+        mission=name,
+        task=task,
+        state=str(case.plain["state"]),
+        reasons=tuple(reason for explain in EXPLAINERS for reason in explain(case)),
+    )
