@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         MissionTurn,
         SessionTold,
     )
+    from orchestra.opencode.mission.isolation import Isolation
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.plan import (
         GateSettings,
@@ -95,6 +96,7 @@ __all__ = (
     "Evidence",
     "Finding",
     "GateSettings",
+    "Isolation",
     "LoopLimits",
     "Mission",
     "MissionEvent",
@@ -162,6 +164,7 @@ _HOMES = {
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
     "GateSettings": "orchestra.opencode.mission.plan",
+    "Isolation": "orchestra.opencode.mission.isolation",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",

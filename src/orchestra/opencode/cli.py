@@ -26,6 +26,7 @@ import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
 from orchestra.opencode.doctor import examine
 from orchestra.opencode.job import Job, prepare, run_job
+from orchestra.opencode.mission.isolation import ISOLATIONS
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
@@ -213,6 +214,11 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--isolation",
+        choices=ISOLATIONS,
+        help="all workers in the workspace, or each in a git worktree; default: shared",
+    )
+    run.add_argument(
         "--max-tokens", type=_whole, metavar="N", help="model tokens of the whole mission"
     )
     run.add_argument(
@@ -332,6 +338,7 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            isolation=options.isolation,
             max_tokens=options.max_tokens,
             max_cost=options.max_cost,
             max_time=options.max_time,

@@ -14,12 +14,13 @@ from attrs import frozen
 
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.file import BackendKind
+from orchestra.opencode.mission.isolation import IsolationKind
 from orchestra.opencode.mission.saved import SavedMission
 
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
 
 _RUN = "ORCHESTRA_RUN_ID"
-_KEPT = ("max_workers", "max_tokens", "max_cost", "max_time", "must_approve", "notify")
+_KEPT = ("max_workers", "isolation", "max_tokens", "max_cost", "max_time", "must_approve", "notify")
 
 
 @frozen(kw_only=True)
@@ -33,6 +34,7 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        isolation: Where workers work.
         must_approve: Whether somebody must approve the plan.
         notify: Whether people are told when the mission is over.
         event_log: A file for JSON lines.
@@ -48,6 +50,7 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    isolation: IsolationKind | None = None
     must_approve: bool = False
     notify: bool = False
     event_log: Path | None = None
