@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -51,9 +52,7 @@ class Team:
         self.prompts: dict[str, list[str]] = {}
         self.is_working = False
 
-    async def run(
-        self, directory: Path, plan: Plan | None = None, **changes: object
-    ) -> MissionReport:
+    async def run(self, directory: Path, plan: Plan | None = None, **changes: Any) -> MissionReport:
         backend = EmbeddedBackend(dict.fromkeys(self.answers, self.agent))
         settings = evolve(QUICK, allow=(("test", "*"),), **changes)
         with anyio.fail_after(30):

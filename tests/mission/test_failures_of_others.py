@@ -117,7 +117,7 @@ async def test_nested_work_under_one_slot(tmp_path: Path) -> None:
 
     async def worker(turn: Turn) -> str:
         task = read_task(turn.prompt)
-        if "split" in turn.prompt:
+        if '{"split"' in turn.prompt:
             parts = [{"id": name, "title": name, "files": [name]} for name in task.files]
             return json.dumps({"split": parts})
         for name in task.files:

@@ -46,7 +46,33 @@ def delegate(request: ModelRequest) -> str | ToolCall:
     return ToolCall("task", task)
 
 
+def plan_a_task(request: ModelRequest) -> str:
+    """Plan one task, under an id that no earlier plan had."""
+    return json.dumps({"tasks": [{"id": f"t{request.number}", "title": "Do it"}]})
+
+
 RULES = (
+    Rule(agent="planner-of-one", answer=plan_a_task),
+    Rule(agent="refuser", answer='{"verdict": "reject", "reasons": ["nothing was done"]}'),
+    Rule(
+        agent="delegator",
+        answer=[
+            ToolCall("task", {"description": "work", "prompt": "do it", "subagent_type": "echo"}),
+            "Everything is done and ticked.",
+        ],
+    ),
+    Rule(
+        agent="pair",
+        answer=[
+            Reply(
+                calls=(
+                    ToolCall("bash", {"command": "echo first", "description": "Allowed"}),
+                    ToolCall("webfetch", {"url": "http://127.0.0.1:9/", "format": "text"}),
+                )
+            ),
+            "Both are settled.",
+        ],
+    ),
     Rule(agent="echo", answer=answer_by_prompt),
     Rule(agent="slow", answer=Hang("some text, then nothing", times=None)),
     Rule(agent="fail", answer=Failure(400, "the model cannot do that", times=None)),
@@ -90,6 +116,15 @@ AGENTS = (
     *(
         Agent(name, prompt=f"You are the {name}.")
         for name in ("empty", "limited", "parked", "cut", "noise", "boss", "noter")
+    ),
+    *(
+        Agent(name, prompt=f"You are the {name}.")
+        for name in ("planner-of-one", "refuser", "delegator")
+    ),
+    Agent(
+        "pair",
+        prompt="You are the pair.",
+        permissions=(PermissionRule(permission="webfetch", action="ask"),),
     ),
 )
 

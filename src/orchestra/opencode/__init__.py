@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
     from orchestra.opencode.client.stream import StreamTiming
     from orchestra.opencode.client.turn import TurnTiming
+    from orchestra.opencode.event_log import EVENT_SCHEMA, EventLog
+    from orchestra.opencode.housekeeping import Cleaning, CleanOptions, clean_workspace
     from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
     from orchestra.opencode.mission.events import (
         AgentActed,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     )
     from orchestra.opencode.mission.isolation import Isolation
     from orchestra.opencode.mission.messages import read_task
+    from orchestra.opencode.mission.people_settings import PeopleSettings
     from orchestra.opencode.mission.plan import (
         GateSettings,
         LoopLimits,
@@ -75,10 +78,15 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.runner import Mission
     from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.statistics import MissionStatistics
+    from orchestra.opencode.people.cancelling import Quiescence
+    from orchestra.opencode.people.permissions import MissionPermissions
+    from orchestra.opencode.people.questions import Person, PersonAnswer, PersonQuestion
+    from orchestra.opencode.toasts import Toast, Toasts
 
 __all__ = (
     "AFTER_TURN",
     "BEFORE_PROMPT",
+    "EVENT_SCHEMA",
     "PLAN_RECEIVED",
     "REPORT_READY",
     "ROLE_AGENTS",
@@ -89,9 +97,12 @@ __all__ = (
     "Allowance",
     "Attempt",
     "BudgetSettings",
+    "CleanOptions",
+    "Cleaning",
     "CommandFinished",
     "CommandResult",
     "CostNode",
+    "EventLog",
     "EventsDropped",
     "Evidence",
     "Finding",
@@ -103,6 +114,7 @@ __all__ = (
     "MissionFile",
     "MissionFinished",
     "MissionOutcome",
+    "MissionPermissions",
     "MissionPrompt",
     "MissionReport",
     "MissionSettings",
@@ -111,9 +123,14 @@ __all__ = (
     "MissionTurn",
     "OpenCodeBackend",
     "OpenCodeProgram",
+    "PeopleSettings",
+    "Person",
+    "PersonAnswer",
+    "PersonQuestion",
     "Plan",
     "PlanAccepted",
     "ProviderSettings",
+    "Quiescence",
     "Receipt",
     "ReportFiles",
     "Role",
@@ -127,10 +144,13 @@ __all__ = (
     "TaskReport",
     "TaskSpec",
     "TaskState",
+    "Toast",
+    "Toasts",
     "TurnFinished",
     "TurnStarted",
     "TurnTiming",
     "WarningRaised",
+    "clean_workspace",
     "find_opencode",
     "load_mission",
     "locate_opencode",
@@ -147,6 +167,7 @@ __all__ = (
 _HOMES = {
     "AFTER_TURN": "orchestra.opencode.mission.hook_points",
     "BEFORE_PROMPT": "orchestra.opencode.mission.hook_points",
+    "EVENT_SCHEMA": "orchestra.opencode.event_log",
     "PLAN_RECEIVED": "orchestra.opencode.mission.hook_points",
     "REPORT_READY": "orchestra.opencode.mission.hook_points",
     "ROLE_AGENTS": "orchestra.opencode.agents.roles",
@@ -157,9 +178,12 @@ _HOMES = {
     "Allowance": "orchestra.opencode.mission.allowances",
     "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
+    "CleanOptions": "orchestra.opencode.housekeeping",
+    "Cleaning": "orchestra.opencode.housekeeping",
     "CommandFinished": "orchestra.opencode.mission.events",
     "CommandResult": "orchestra.opencode.mission.report",
     "CostNode": "orchestra.opencode.mission.report",
+    "EventLog": "orchestra.opencode.event_log",
     "EventsDropped": "orchestra.opencode.mission.events",
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
@@ -171,6 +195,7 @@ _HOMES = {
     "MissionFile": "orchestra.opencode.mission.file",
     "MissionFinished": "orchestra.opencode.mission.events",
     "MissionOutcome": "orchestra.opencode.mission.report",
+    "MissionPermissions": "orchestra.opencode.people.permissions",
     "MissionPrompt": "orchestra.opencode.mission.hook_points",
     "MissionReport": "orchestra.opencode.mission.report",
     "MissionSettings": "orchestra.opencode.mission.plan",
@@ -179,9 +204,14 @@ _HOMES = {
     "MissionTurn": "orchestra.opencode.mission.hook_points",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
+    "PeopleSettings": "orchestra.opencode.mission.people_settings",
+    "Person": "orchestra.opencode.people.questions",
+    "PersonAnswer": "orchestra.opencode.people.questions",
+    "PersonQuestion": "orchestra.opencode.people.questions",
     "Plan": "orchestra.opencode.mission.plan",
     "PlanAccepted": "orchestra.opencode.mission.events",
     "ProviderSettings": "orchestra.opencode.mission.allowances",
+    "Quiescence": "orchestra.opencode.people.cancelling",
     "Receipt": "orchestra.opencode.mission.report",
     "ReportFiles": "orchestra.opencode.mission.report_files",
     "Role": "orchestra.opencode.mission.plan",
@@ -195,10 +225,13 @@ _HOMES = {
     "TaskReport": "orchestra.opencode.mission.report",
     "TaskSpec": "orchestra.opencode.mission.plan",
     "TaskState": "orchestra.opencode.mission.report",
+    "Toast": "orchestra.opencode.toasts",
+    "Toasts": "orchestra.opencode.toasts",
     "TurnFinished": "orchestra.opencode.mission.events",
     "TurnStarted": "orchestra.opencode.mission.events",
     "TurnTiming": "orchestra.opencode.client.turn",
     "WarningRaised": "orchestra.opencode.mission.events",
+    "clean_workspace": "orchestra.opencode.housekeeping",
     "find_opencode": "orchestra.opencode.client.locate",
     "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",

@@ -44,6 +44,7 @@ class Desks:
         self._directory = directory
         self._report = report
         self._order = order
+        self._positions: dict[str, int] = {}
         self.places: Workplaces
 
     async def begin(self) -> str:
@@ -87,14 +88,18 @@ class Desks:
         """
         task = self._report(task_id)
         is_racing = bool(task.parent) and task_id.startswith(f"{task.parent}#")
-        order = list(self._order())
         return await self.places.open(
             task_id,
             task.files,
             is_apart=is_racing,
             # Those who race for the same task do not wait for each other.
-            position=order.index(task.parent if is_racing else task_id),
+            position=self._position(task.parent if is_racing else task_id),
         )
+
+    def _position(self, task_id: str) -> int:
+        if task_id not in self._positions:  # of many tasks, the order is not made for each
+            self._positions = {name: place for place, name in enumerate(self._order())}
+        return self._positions[task_id]
 
     @asynccontextmanager
     async def working(self, ask: Ask) -> AsyncIterator[Workplace | None]:

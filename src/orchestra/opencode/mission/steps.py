@@ -14,6 +14,7 @@ from orchestra.events import (
     PermissionAsked,
     QuestionAsked,
     RetryScheduled,
+    SubagentStarted,
     ToolCalled,
     ToolStatus,
 )
@@ -149,6 +150,12 @@ class OwnSteps:
         if isinstance(event, PermissionAsked) and not event.reply.is_allowed:
             what = " ".join(event.request.patterns)[:200]
             self._warn(f"refused to {event.request.agent}: {event.request.permission} {what}")
+        elif isinstance(event, SubagentStarted) and event.is_refused:
+            who = event.agent or "a sub-agent"
+            self._warn(
+                f"session {event.child_id} of {who} was aborted: it is {event.depth} below the "
+                f"{told.role.value} that started it, deeper than this mission goes"
+            )
         elif isinstance(event, RetryScheduled):
             name = f"{told.role.value} {told.task_id}" if told.task_id else told.role.value
             self._warn(
