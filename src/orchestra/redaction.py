@@ -145,6 +145,15 @@ class Redactor:
         ),
     )
 
+    _ranked: tuple[tuple[_Rule, SecretRule], ...] = field(init=False, repr=False, eq=False)
+
+    @_ranked.default
+    def _rank(self) -> tuple[tuple[_Rule, SecretRule], ...]:
+        return tuple(
+            (_Rule(rank, rule.kind, rule.description), rule)
+            for rank, rule in enumerate(self.rules)
+        )
+
     def find(self, text: str) -> tuple[Secret, ...]:
         """Return where secrets are, in order, without overlaps.
 
@@ -242,10 +251,11 @@ class Redactor:
 
     def _rule_spans(self, text: str) -> Iterator[_Span]:
         lowered = _lower(text)
-        for rank, rule in enumerate(self.rules):
-            named = _Rule(rank, rule.kind, rule.description)
+        for named, rule in self._ranked:
             where = lowered if rule.is_caseless else text
             for anchor in rule.anchors:
+                if anchor not in where:  # as good as always
+                    continue
                 position = where.find(anchor)
                 while position >= 0:
                     match = rule.pattern.match(text, max(position - rule.offset, 0))

@@ -200,7 +200,7 @@ async def test_a_generic_list_of_an_agent_does_not_replace_the_plan(tmp_path: Pa
 # --- the journal ---
 
 
-@pytest.mark.parametrize("reason", ["short"])
+@pytest.mark.parametrize("reason", ["short", "a long reason " * 70], ids=["short", "long"])
 async def test_each_round_of_a_task_costs_the_same(tmp_path: Path, reason: str) -> None:
     """sdk-python#1890: twice as many rounds write at most twice as much, whatever was said before."""
     sizes = []

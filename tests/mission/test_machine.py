@@ -364,6 +364,23 @@ def test_useless_repetition_is_not_tried(reason: FinishReason, error: TurnError 
     assert driver.machine.task_reports()[0].rounds == 1
 
 
+def test_used_up_budget_brings_what_is_under_way_to_its_end() -> None:
+    """One worker has used up the mission's budget: the other's work is judged, nobody plans anew."""
+    driver = Driver()
+    driver.answer(Role.COMMANDER, "brief")
+    driver.answer(Role.PLANNER, plan_text({"id": "a"}, {"id": "b"}))
+    error = TurnError(name="BudgetExceededError", message="budget 'mission' is used up")
+    driver.answer(Role.WORKER, task="a", reason=FinishReason.ABORTED, error=error)
+    assert driver.state("a") is TaskState.FAILED
+    assert driver.machine.finish is None
+    driver.accept("b")
+    assert driver.state("b") is TaskState.ACCEPTED
+    assert driver.finish.outcome is MissionOutcome.FAILED
+    assert "budget 'mission' is used up" in driver.finish.reason
+    asked = [ask.role for ask in driver.log if isinstance(ask, Ask)]
+    assert asked.count(Role.COMMANDER) == 1
+
+
 def test_lost_backend_ends_the_mission() -> None:
     """When the backend is gone, nothing more is asked, and the report says so."""
     driver = Driver(spec("a"), spec("b"), spec("c", ["a"]), settings=MissionSettings())
@@ -754,7 +771,11 @@ class Play:
             event = Integrated(ticket=work.ticket, problem=problem, is_moved=is_moved)
         else:
             reason, text = self.random.choice(GOOD_ENDS * 3 + BAD_ENDS)
-            event = AgentAnswered(ticket=work.ticket, reason=reason, text=text)
+            error = None
+            if reason is FinishReason.FAILED:
+                name = self.random.choice(["BudgetExceededError", "OverspentError", "LoopError"])
+                error = TurnError(name=name, message="it is used up")
+            event = AgentAnswered(ticket=work.ticket, reason=reason, text=text, error=error)
         self.driver.send(event)
         if self.random.random() < 0.1:
             self.driver.send(event)

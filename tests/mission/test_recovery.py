@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,3 +136,20 @@ def test_sentences_that_ask_everybody_to_wait() -> None:
     assert asks_for_rest("Too Many Requests")
     assert asks_for_rest("rate limit: slow down")
     assert not asks_for_rest("the connection was reset")
+
+
+def test_the_page_shows_the_table() -> None:
+    """docs/recovery.rst has one row for each rule, with its action and how often it is taken."""
+    page = Path(__file__).parents[2] / "docs" / "recovery.rst"
+    rows = {
+        columns[0]: columns[1:]
+        for line in page.read_text("utf-8").splitlines()
+        if len(columns := re.split(r"\s{2,}", line.strip())) == 4
+    }
+    for error, rule in RULES.items():
+        action, often, then = rows[error.value]
+        assert action == rule.action.value
+        assert often == (str(rule.tries) if rule.tries else "at once")
+        can_change = rule.is_model_bound and rule.action not in {*FINAL, Action.NEXT_MODEL}
+        assert then == ("-" if rule.action in FINAL else "next model, or give up" if can_change
+                        else "give up")  # fmt: skip

@@ -36,7 +36,7 @@ SETTINGS = MissionSettings(todo_file=None, has_evidence=False, retry_delay=1.0)
 
 
 def plan(number: int) -> Plan:
-    return Plan([TaskSpec(id=f"t{n}", title="do it", files=(f"f{n}",)) for n in range(number)])
+    return Plan([TaskSpec(id=f"t{n}", title="do it") for n in range(number)])
 
 
 def failure(message: str, status: int = 429, retry_after: float | None = None) -> Finished:
@@ -124,44 +124,47 @@ async def test_a_rate_limit_of_one_holds_back_all(tmp_path: Path) -> None:
 
 async def test_a_wait_that_nobody_has_time_for_is_cut_short(tmp_path: Path) -> None:
     """A server that parks a call for an hour is not waited for: the turn is ended by us."""
-    began = anyio.current_time()
     waits = 0
+    was_waited = False
 
     async def play(agent: Agent, prompt: str) -> AsyncGenerator[SessionEvent]:
-        nonlocal waits
+        nonlocal waits, was_waited
         if agent.name == "worker" and waits == 0:
             waits += 1
             yield RetryScheduled(
                 session_id="", attempt=1, message="Too Many Requests", delay=3600.0
             )
             await anyio.sleep(3600.0)
+            was_waited = True
         for event in done(ACCEPT if agent.name == "reviewer" else "did it"):
             yield event
 
     report, _ = await mission(play, tmp_path)
     assert report.outcome is MissionOutcome.ACCEPTED
-    assert anyio.current_time() - began < 700.0
+    assert not was_waited
     assert any("alone for 3600 s" in reason for reason in report.tasks[0].reasons)
 
 
 async def test_a_provider_that_is_away_is_not_waited_for_when_there_is_another(
     tmp_path: Path,
 ) -> None:
-    """Its workers go to the model of another provider, and come back with the next task."""
-    began = anyio.current_time()
+    """Its workers go to the model of another provider, past those of the same one."""
+    was_waited = False
 
     async def play(agent: Agent, prompt: str) -> AsyncGenerator[SessionEvent]:
-        if agent.model == "p/m1" and anyio.current_time() - began < 100.0:
+        nonlocal was_waited
+        if agent.model == "p/m1":
             yield RetryScheduled(session_id="", attempt=1, message="Too Many Requests", delay=300.0)
             await anyio.sleep(300.0)
+            was_waited = True
         for event in done(ACCEPT if agent.name == "reviewer" else "did it"):
             yield event
 
     settings = evolve(SETTINGS, fallbacks={"worker": ("p/m2", "q/m1")})
     report, models = await mission(play, tmp_path, settings, tasks=5)
     assert report.outcome is MissionOutcome.ACCEPTED
-    assert anyio.current_time() - began < 60.0
-    assert "q/m1" in models
+    assert not was_waited
+    assert models.count("q/m1") == 5
     assert "p/m2" not in models, "the same provider is as far away"
 
 
@@ -272,11 +275,11 @@ async def test_a_tasks_budget_ends_the_task_alone(tmp_path: Path) -> None:
 async def test_the_time_of_a_mission_is_over(tmp_path: Path) -> None:
     """A budget of seconds ends a mission whose workers would go on, with a report."""
     budget = BudgetSettings(mission=Allowance(seconds=100.0))
-    began = anyio.current_time()
     report, _ = await mission(overspend, tmp_path, evolve(SETTINGS, budget=budget))
     assert report.outcome is MissionOutcome.FAILED
-    assert "the time of budget 'mission' is over" in report.reason
-    assert anyio.current_time() - began <= 101.0
+    assert "budget" in report.reason
+    assert report.costs is not None
+    assert 0 < report.costs.tokens <= 100 * STEP
 
 
 async def test_the_backends_prices_count(tmp_path: Path) -> None:

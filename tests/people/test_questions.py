@@ -14,7 +14,7 @@ from orchestra.opencode.mission.events import MissionEvent, TurnStarted
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
-from orchestra.opencode.mission.run import run_mission
+from orchestra.opencode.mission.run import resume_mission, run_mission
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.people.approval import describe_plan
 from orchestra.opencode.people.cancelling import wish_cancel
@@ -129,6 +129,32 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         f"and go on with 'orchestra resume {mission}'"
     )
     assert crew.prompts == 0
+
+
+async def test_an_answer_after_the_end_is_taken_when_it_goes_on(tmp_path: Path) -> None:
+    """A mission whose plan nobody approved in time is resumed, once somebody has, and does it."""
+    crew = Workers()
+    settings = MissionSettings(
+        must_approve=True,
+        todo_file=None,
+        has_evidence=False,
+        people=PeopleSettings(approval_deadline=0.05),
+    )
+    async with MemoryStore() as store:
+        with anyio.fail_after(30):
+            await run_mission(
+                "g", backend=crew.backend, directory=tmp_path, plan=PLAN, settings=settings,
+                store=store,
+            )  # fmt: skip
+            (mission,) = [name for name in await store.namespaces() if name.startswith("mission_")]
+            namespace = store.namespace(mission)
+            (question,) = await list_questions(namespace)
+            await write_answer(namespace, question, PersonAnswer(is_approved=True))
+            again = Workers()
+            report = await resume_mission(mission, backend=again.backend, store=store)
+    assert report.outcome is MissionOutcome.ACCEPTED
+    assert [task.id for task in report.tasks] == ["a"]
+    assert (crew.prompts, again.prompts) == (0, 1)
 
 
 async def test_an_answer_from_before_a_restart_counts() -> None:

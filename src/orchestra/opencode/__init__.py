@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestra.opencode.agents.agents_file import AgentEntry, AgentsFile, read_agents_file
     from orchestra.opencode.agents.roles import ROLE_AGENTS
     from orchestra.opencode.backend import OpenCodeBackend
     from orchestra.opencode.client.locate import OpenCodeProgram, find_opencode, locate_opencode
+    from orchestra.opencode.client.looking import TurnTiming
     from orchestra.opencode.client.stream import StreamTiming
-    from orchestra.opencode.client.turn import TurnTiming
     from orchestra.opencode.event_log import EVENT_SCHEMA, EventLog
     from orchestra.opencode.housekeeping import Cleaning, CleanOptions, clean_workspace
     from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.run import resume_mission, run_mission
     from orchestra.opencode.mission.runner import Mission
     from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
+    from orchestra.opencode.mission.specialists import Specialist
     from orchestra.opencode.mission.statistics import MissionStatistics
     from orchestra.opencode.people.cancelling import Quiescence
     from orchestra.opencode.people.permissions import MissionPermissions
@@ -94,6 +96,8 @@ __all__ = (
     "AgentActed",
     "AgentCall",
     "AgentCommand",
+    "AgentEntry",
+    "AgentsFile",
     "Allowance",
     "Attempt",
     "BudgetSettings",
@@ -138,6 +142,7 @@ __all__ = (
     "SavedMission",
     "SessionTold",
     "Span",
+    "Specialist",
     "StreamTiming",
     "TaskChanged",
     "TaskMode",
@@ -154,6 +159,7 @@ __all__ = (
     "find_opencode",
     "load_mission",
     "locate_opencode",
+    "read_agents_file",
     "read_mission_file",
     "read_task",
     "report_from_json",
@@ -175,6 +181,8 @@ _HOMES = {
     "AgentActed": "orchestra.opencode.mission.events",
     "AgentCall": "orchestra.opencode.mission.file",
     "AgentCommand": "orchestra.opencode.mission.file",
+    "AgentEntry": "orchestra.opencode.agents.agents_file",
+    "AgentsFile": "orchestra.opencode.agents.agents_file",
     "Allowance": "orchestra.opencode.mission.allowances",
     "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
@@ -219,6 +227,7 @@ _HOMES = {
     "SavedMission": "orchestra.opencode.mission.saved",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
+    "Specialist": "orchestra.opencode.mission.specialists",
     "StreamTiming": "orchestra.opencode.client.stream",
     "TaskChanged": "orchestra.opencode.mission.events",
     "TaskMode": "orchestra.opencode.mission.plan",
@@ -229,12 +238,13 @@ _HOMES = {
     "Toasts": "orchestra.opencode.toasts",
     "TurnFinished": "orchestra.opencode.mission.events",
     "TurnStarted": "orchestra.opencode.mission.events",
-    "TurnTiming": "orchestra.opencode.client.turn",
+    "TurnTiming": "orchestra.opencode.client.looking",
     "WarningRaised": "orchestra.opencode.mission.events",
     "clean_workspace": "orchestra.opencode.housekeeping",
     "find_opencode": "orchestra.opencode.client.locate",
     "load_mission": "orchestra.opencode.mission.saved",
     "locate_opencode": "orchestra.opencode.client.locate",
+    "read_agents_file": "orchestra.opencode.agents.agents_file",
     "read_mission_file": "orchestra.opencode.mission.file",
     "read_task": "orchestra.opencode.mission.messages",
     "report_from_json": "orchestra.opencode.mission.report_json",

@@ -219,6 +219,11 @@ def _parser() -> _Parser:
         help="all workers in the workspace, or each in a git worktree; default: shared",
     )
     run.add_argument(
+        "--project-agents",
+        action="store_true",
+        help="obey the workspace's .orchestra/agents.toml or agents.json",
+    )
+    run.add_argument(
         "--max-tokens", type=_whole, metavar="N", help="model tokens of the whole mission"
     )
     run.add_argument(
@@ -339,6 +344,7 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             directory=options.dir,
             max_workers=options.max_workers,
             isolation=options.isolation,
+            project_agents=options.project_agents,
             max_tokens=options.max_tokens,
             max_cost=options.max_cost,
             max_time=options.max_time,

@@ -48,6 +48,7 @@ from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
 from orchestra.opencode.records import RECORDS
+from orchestra.opencode.staff import Staff, find_staff
 
 __all__ = ("Job", "prepare", "run_job")
 
@@ -92,12 +93,16 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
         ConfigurationError: Something is wrong; one line per fault.
     """
     mission = _read(options)
+    place = mission.template or options.directory or mission.directory or Path()
+    if saved is not None:
+        place = saved.directory
+    staff = find_staff(mission, place, reads_project=options.project_agents)
     notes = take_notes(options)
-    settings = mission.settings
+    settings = attrs.evolve(mission.settings, specialists=staff.specialists)
     if options.must_approve:
         settings = attrs.evolve(settings, must_approve=True)
     permissions = MissionPermissions(settings.people, scrubber=Scrubber(settings.redactor))
-    backend = _make_backend(mission, options, permissions, notes)
+    backend = _make_backend(mission, options, permissions, notes, staff)
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
@@ -117,7 +122,7 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
         backend=backend,
         directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
         plan=mission.plan,
-        agents=mission.role_agents(),
+        agents=staff.agents,
         settings=settings,
         notes=notes,
         saved=saved,
@@ -158,6 +163,7 @@ def _make_backend(
     options: JobOptions,
     permissions: MissionPermissions,
     notes: Mapping[str, Any],
+    staff: Staff,
 ) -> SessionBackend:
     if mission.backend == "embedded":
         return EmbeddedBackend(load_agents(mission), permission_policy=permissions)
@@ -169,7 +175,7 @@ def _make_backend(
         mission.url,
         password=options.password,
         model=mission.model,
-        agents=[agent for agent in mission.role_agents().values() if agent.prompt],
+        agents=staff.configured,
         config=mission.config,
         project_config=mission.project_config,
         environment=environment(notes),

@@ -20,7 +20,16 @@ from orchestra.opencode.mission.saved import SavedMission
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
 
 _RUN = "ORCHESTRA_RUN_ID"
-_KEPT = ("max_workers", "isolation", "max_tokens", "max_cost", "max_time", "must_approve", "notify")
+_KEPT = (
+    "max_workers",
+    "isolation",
+    "max_tokens",
+    "max_cost",
+    "max_time",
+    "must_approve",
+    "notify",
+    "project_agents",
+)
 
 
 @frozen(kw_only=True)
@@ -35,6 +44,7 @@ class JobOptions:
         directory: The workspace.
         max_workers: Workers at once.
         isolation: Where workers work.
+        project_agents: Whether the agents file of the workspace is read.
         must_approve: Whether somebody must approve the plan.
         notify: Whether people are told when the mission is over.
         event_log: A file for JSON lines.
@@ -51,6 +61,7 @@ class JobOptions:
     directory: Path | None = None
     max_workers: int | None = None
     isolation: IsolationKind | None = None
+    project_agents: bool = False
     must_approve: bool = False
     notify: bool = False
     event_log: Path | None = None

@@ -15,7 +15,7 @@ from orchestra.opencode.mission.saved import SavedMission, load_mission, unfinis
 from orchestra.opencode.notes import leftover_marker, recall
 from orchestra.opencode.records import RECORDS, find_mission
 
-__all__ = ("find_saved", "prepare_resume")
+__all__ = ("end_leftovers", "find_saved", "prepare_resume")
 
 _SWEEPS = 20
 
@@ -78,8 +78,17 @@ async def prepare_resume(
     async with SQLiteStore(saved.directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         owner = await find_owner(store, saved.directory)
     if owner is None and saved.launch.get("run"):
-        await anyio.to_thread.run_sync(_reap, leftover_marker(saved.launch))
+        await end_leftovers(saved)
     return job
+
+
+async def end_leftovers(saved: SavedMission) -> None:
+    """End what the server of a killed process has left running. A checkpoint.
+
+    Args:
+        saved: The mission; nobody must own it any more.
+    """
+    await anyio.to_thread.run_sync(_reap, leftover_marker(saved.launch))
 
 
 def _reap(marker: str) -> None:

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from orchestra.abc import (
     Agent,
@@ -44,55 +44,12 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
+from orchestra.sessions._telling import Replay, TurnRecord
 
 __all__ = ("EmbeddedAgent", "EmbeddedBackend", "Turn")
 
-_MAX_TEXT = 1 << 20
-"""Characters of an answer that are kept."""
 _BUFFER = 256
 """Events that wait for a reader before the agent has to."""
-
-
-class _Record:
-    """What a turn has told so far, and the way to its reader."""
-
-    def __init__(self, session_id: str, send: MemoryObjectSendStream[SessionEvent]) -> None:
-        self._session_id = session_id
-        self._send = send
-        self._answer: list[str] = []
-        self._answer_size = 0
-        self._usage = Usage()
-
-    async def tell(self, event: SessionEvent) -> None:
-        try:
-            await self._send.send(event)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            raise RuntimeError(f"the turn of session {self._session_id} is over") from None
-        if isinstance(event, TextReceived):
-            if self._answer_size <= _MAX_TEXT:
-                self._answer.append(event.text)
-                self._answer_size += len(event.text)
-        elif isinstance(event, ToolCalled):
-            self._answer.clear()
-            self._answer_size = 0
-        elif isinstance(event, UsageReported):
-            self._usage += event.usage
-
-    def finish(
-        self, reason: FinishReason, answer: str | None = None, error: TurnError | None = None
-    ) -> Finished:
-        text = "".join(self._answer) if answer is None else answer
-        return Finished(
-            session_id=self._session_id,
-            reason=reason,
-            text=text[:_MAX_TEXT],
-            is_truncated=len(text) > _MAX_TEXT,
-            usage=self._usage,
-            error=error,
-        )
-
-    def close(self) -> None:
-        self._send.close()
 
 
 @final
@@ -117,7 +74,7 @@ class Turn:
         session: _EmbeddedSession,
         prompt: str,
         number: int,
-        record: _Record,
+        record: TurnRecord,
     ) -> None:
         self.prompt = prompt
         self.directory: Path = session.directory
@@ -305,27 +262,6 @@ class _Host:
         return answer
 
 
-class _Replay:
-    """Tells again how a turn ended that is over."""
-
-    def __init__(self, prompt_id: str, end: Finished) -> None:
-        name = end.session_id
-        self._events: list[SessionEvent] = [end, Started(session_id=name, prompt_id=prompt_id)]
-        if end.text:
-            self._events.insert(1, TextReceived(session_id=name, text=end.text))
-        if end.usage != Usage():
-            self._events.insert(1, UsageReported(session_id=name, usage=end.usage))
-
-    def __aiter__(self) -> _Replay:
-        return self
-
-    async def __anext__(self) -> SessionEvent:
-        await anyio.lowlevel.checkpoint()
-        if not self._events:
-            raise StopAsyncIteration
-        return self._events.pop()
-
-
 class _EmbeddedSession(Session):
     def __init__(
         self,
@@ -369,7 +305,7 @@ class _EmbeddedSession(Session):
             raise anyio.BusyResourceError(f"using session {self._id}")
         if prompt_id is not None and (end := self._ends.get(prompt_id)) is not None:
             await anyio.lowlevel.checkpoint()
-            yield _Replay(prompt_id, end)
+            yield Replay(prompt_id, end)
             return
         self._prompts += 1
         self._turns += 1
@@ -377,7 +313,7 @@ class _EmbeddedSession(Session):
         name = prompt_id or f"{self._id}.{self._prompts}"
         send.send_nowait(Started(session_id=self._id, prompt_id=name))
         run = self._run = _Run(receive)
-        record = _Record(self._id, send)
+        record = TurnRecord(self._id, send)
         self.host.start(self._work, run, Turn(self, prompt, self._turns, record), record)
         try:
             await anyio.lowlevel.checkpoint()
@@ -390,7 +326,7 @@ class _EmbeddedSession(Session):
             if prompt_id is not None and run.finished is not None:
                 self._ends[prompt_id] = run.finished
 
-    async def _work(self, run: _Run, turn: Turn, record: _Record) -> None:
+    async def _work(self, run: _Run, turn: Turn, record: TurnRecord) -> None:
         run.finished = record.finish(FinishReason.ABORTED)
         try:
             with run.scope:
@@ -403,7 +339,7 @@ class _EmbeddedSession(Session):
             self.host.end()
             run.idle.set()
 
-    async def _answer(self, turn: Turn, record: _Record) -> Finished:
+    async def _answer(self, turn: Turn, record: TurnRecord) -> Finished:
         try:
             answer: Any = (
                 self._call(turn)

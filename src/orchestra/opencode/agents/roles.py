@@ -16,7 +16,7 @@ from typing import Literal, final
 from orchestra import Agent, PermissionRule
 from orchestra.opencode.mission.plan import Role
 
-__all__ = ("ROLE_AGENTS",)
+__all__ = ("ROLE_AGENTS", "close_off")
 
 
 def _rule(action: Literal["allow", "deny"], permission: str, pattern: str = "*") -> PermissionRule:
@@ -32,6 +32,7 @@ _NOBODY_TO_ASK = tuple(
     _rule("deny", permission)
     for permission in ("task", "question", "external_directory", "doom_loop")
 )
+_TERMINAL = ("task", "question")
 _READ_ONLY = (
     _rule("deny", "*"),
     *(_rule("allow", permission) for permission in ("read", "glob", "grep", "list")),
@@ -54,6 +55,25 @@ _PERMISSIONS: Mapping[Role, tuple[PermissionRule, ...]] = {
         _rule("allow", "bash", "git diff *"),
     ),
 }
+
+
+def close_off(rules: tuple[PermissionRule, ...]) -> tuple[PermissionRule, ...]:
+    """Return rules after which nothing is open that a wildcard among them has opened by the way.
+
+    No agent of a mission starts others or asks questions, whatever the rules say. What is outside
+    of the workspace, repeated calls, and ``.env`` files are denied unless a rule is about them.
+
+    Args:
+        rules: Rules that somebody has written.
+    """
+    named = {rule.permission for rule in rules}
+    is_env_named = any(rule.permission == "read" and ".env" in rule.pattern for rule in rules)
+    return (
+        *(rule for rule in rules if rule.permission not in _TERMINAL),
+        *(_rule("deny", name) for name in _TERMINAL),
+        *(_rule("deny", name) for name in ("external_directory", "doom_loop") if name not in named),
+        *(() if is_env_named else _NO_SECRETS),
+    )
 
 
 @final

@@ -173,6 +173,15 @@ def _racers(value: object, name: str, faults: list[str]) -> int:
     return value
 
 
+def _agent(value: object, name: str, faults: list[str]) -> str:
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str) or not _ID.match(value):
+        faults.append(f"{name}: agent must be the name of an agent")
+        return ""
+    return value
+
+
 def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
     name = f"task {position}"
     if not isinstance(value, dict):
@@ -207,6 +216,7 @@ def _task(value: object, position: int, faults: list[str]) -> TaskSpec | None:
         priority=_choice(value.get("priority"), _PRIORITIES, f"{name}: priority", faults),
         mode=_choice(value.get("mode"), _MODES, f"{name}: mode", faults),
         racers=_racers(value.get("racers"), name, faults),
+        agent=_agent(value.get("agent"), name, faults),
     )
     return spec if len(faults) == before else None
 
@@ -309,6 +319,7 @@ def parse_split(text: str, parent: TaskSpec) -> tuple[TaskSpec, ...]:
             depends=tuple(names[name] for name in spec.depends),
             mode=TaskMode.NORMAL,
             priority=parent.priority,
+            agent=parent.agent,
         )
         for spec in specs
     )

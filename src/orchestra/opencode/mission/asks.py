@@ -44,6 +44,7 @@ def worker_ask(
         model=task.troubles.pick(settings.chain(Role.WORKER)),
         priority=task.spec.priority,
         depth=task.lineage,
+        agent=task.spec.agent,
     )
 
 

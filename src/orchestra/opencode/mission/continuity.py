@@ -58,7 +58,8 @@ class Continuity:
         agents: The agent of each role.
         settings: The rules of the run.
         scrubber: Takes secrets out of what is written.
-        about: What is known of the mission at its start.
+        goal: What it is for.
+        started_at: When it began.
         plan: The plan that it is given.
         launch: What whoever starts it wants to know when it is started again.
         saved: The mission that is gone on with.
@@ -76,7 +77,8 @@ class Continuity:
         agents: Mapping[Role, Agent],
         settings: MissionSettings,
         scrubber: Scrubber,
-        about: Mapping[str, Any],
+        goal: str,
+        started_at: str,
         plan: Plan | None,
         launch: Mapping[str, Any],
         saved: SavedMission | None,
@@ -98,7 +100,7 @@ class Continuity:
         self._failure: StoreError | None = None
         self._has_begun = False
         self._owner = Ownership(store, directory, mission_id) if is_shared else None
-        todo = settings.todo_file
+        self._todo = todo = settings.todo_file
         rules = evolve(
             settings,
             acceptance=tuple(map(scrubber.command, settings.acceptance)),
@@ -106,7 +108,12 @@ class Continuity:
         )
         self.ledger: Ledger = Ledger(
             store.namespace(mission_id),
-            about=about,
+            about={
+                "goal": goal,
+                "backend": backend.name,
+                "directory": str(directory),
+                "started_at": started_at,
+            },
             todo_path=None if todo is None else directory / todo,
             scrubber=scrubber,
             owner=self._owner,
@@ -260,6 +267,21 @@ class Continuity:
         if self._totals != before:
             further[TOTALS] = asdict(self._totals)
         await self.ledger.record(commands, self._machine, further=further, touched=touched)
+
+    async def show(self, warn: Callable[[str], None]) -> None:
+        """Bring TODO.md up to date, as long as this is the owner. A checkpoint.
+
+        Args:
+            warn: Takes what should be known of it.
+        """
+        if self.is_lost:
+            return
+        try:
+            await self.ledger.project()
+        except (OSError, StoreError) as exc:
+            warn(f"{self._todo} cannot be written: {exc}")
+        while self.ledger.warnings:
+            warn(self.ledger.warnings.pop())
 
     async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
         """Take the digests of the files of tasks that begin, and of those that were accepted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import final
 
@@ -15,6 +15,7 @@ from orchestra import (
     ConcurrencyController,
     HookRegistry,
     Session,
+    SessionBackend,
     SessionLease,
     SessionPool,
 )
@@ -62,9 +63,26 @@ from orchestra.opencode.mission.turn import Turn
 from orchestra.opencode.mission.turn_watch import TurnStoppedError, TurnWatch
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
-__all__ = ("Crew",)
+__all__ = ("Crew", "make_pool")
 
 _logger = logging.getLogger(__name__)
+
+
+_MAX_SESSIONS = 10_000
+
+
+def make_pool(backend: SessionBackend, agents: Iterable[Agent]) -> SessionPool:
+    """Return the pool that a mission's sessions come from.
+
+    Slots are what bounds the turns. A session is held between turns too, also by those who wait
+    for others, so that a bound on sessions could make them wait for each other.
+
+    Args:
+        backend: Where the agents run.
+        agents: The agents.
+    """
+    sizes = {agent.name: _MAX_SESSIONS for agent in agents}
+    return SessionPool(backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0)
 
 
 @final
@@ -116,6 +134,7 @@ class Crew:
         self._agents = agents
         self._model = model
         self._settings = settings
+        self._specialists = {each.agent.name: each.agent for each in settings.specialists}
         self._controller = controller
         self._gates = gates
         self._spending = spending
@@ -296,7 +315,7 @@ class Crew:
 
     def _equip(self, ask: Ask) -> Agent:
         """Return whom to ask, with what this mission's rules add to the agent's own."""
-        agent = self._agents[ask.role]
+        agent = self._specialists.get(ask.agent) or self._agents[ask.role]
         room = max(self._settings.loop.depth - ask.depth, 0)
         rules = self._settings.people.permissions.get(ask.role.value, ())
         return evolve(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import final
 
+from orchestra.errors import StoreError
 from orchestra.opencode.mission.orders import Ask, Integrate, Integrated
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import TaskReport, TaskState
@@ -47,34 +48,29 @@ class Desks:
         self._positions: dict[str, int] = {}
         self.places: Workplaces
 
-    async def begin(self) -> str:
+    async def begin(self, before: Mapping[str, Mapping[str, str]]) -> str:
         """Look at the workspace for the first time. A checkpoint.
+
+        Tasks that are under way already, of an earlier process, get their workplaces at once:
+        their workers may be writing.
+
+        Args:
+            before: As for `Workplaces.recall`.
 
         Returns:
             Why the mission cannot work there; empty: it can.
         """
         try:
             await self.places.begin()
+            self.places.recall(before)
+            for task_id, state in self._order().items():
+                if state in _UNDER_WAY:
+                    await self.open(task_id)
         except WorkplaceError as exc:
             return str(exc)
+        except StoreError as exc:
+            return f"the mission's state cannot be written: {exc}"
         return ""
-
-    async def resume(self, before: Mapping[str, Mapping[str, str]]) -> None:
-        """Go on with the tasks of an earlier process. A checkpoint.
-
-        Those under way get their workplaces first of all: their workers may be writing already.
-
-        Args:
-            before: As for `Workplaces.recall`.
-
-        Raises:
-            StoreError: Their leases cannot be written.
-        """
-        self.places.recall(before)
-        for task_id, state in self._order().items():
-            if state in _UNDER_WAY:
-                with suppress(WorkplaceError):  # told when it is wanted
-                    await self.open(task_id)
 
     async def open(self, task_id: str) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.

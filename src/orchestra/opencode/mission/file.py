@@ -102,6 +102,7 @@ class MissionFile:
         notify: Whether people are told when the mission is over.
         agents: The agents of the embedded backend.
         roles: Who plays which role.
+        agents_file: Further agents, and changes to those of roles; None: none.
     """
 
     path: Path
@@ -118,6 +119,7 @@ class MissionFile:
     notify: bool = False
     agents: Mapping[str, AgentCommand | AgentCall] = field(factory=dict)
     roles: Mapping[Role, RoleChoice] = field(factory=dict)
+    agents_file: Path | None = None
 
     def role_agents(self) -> dict[Role, Agent]:
         """Return whom `run_mission` shall talk to, for each role.
@@ -187,6 +189,7 @@ def parse_mission(text: str, path: Path, *, backend: BackendKind | None = None) 
 def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     folder = path.parent
     goal = root.text("goal", is_required=True)
+    agents_file = root.text("agents_file")
 
     workspace = root.table("workspace")
     directory = _folder(workspace, "directory", folder)
@@ -282,6 +285,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         notify=people.notify,
         agents=agents,
         roles=roles,
+        agents_file=folder / agents_file if agents_file else None,
     )
 
 
@@ -436,6 +440,7 @@ def _task(table: Table) -> TaskSpec:
         files=files,
         depends=table.texts("depends"),
         acceptance=table.commands("acceptance"),
+        agent=table.text("agent"),
     )
     table.close()
     return spec

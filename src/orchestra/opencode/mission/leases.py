@@ -23,7 +23,8 @@ class Leases:
     """The file leases of a mission.
 
     A task without declared files has one lease all the same, on its own name, so that its earlier
-    attempts are fenced off too.
+    attempts are fenced off too. So do those who race for a task (``task#1``, ...): each works in a copy
+    of its own, and must not fence the others off; the files are held by the task that they race for.
 
     Args:
         store: The mission's namespace.
@@ -122,7 +123,8 @@ class Leases:
 
 
 def _keys(task_id: str, files: Sequence[str]) -> list[str]:
-    return [f"{LEASE}{path}" for path in files] or [f"{LEASE}/{task_id}"]
+    shared = () if "#" in task_id else files
+    return [f"{LEASE}{path}" for path in shared] or [f"{LEASE}/{task_id}"]
 
 
 def _refusal(key: str, held: dict[str, object] | None) -> str:

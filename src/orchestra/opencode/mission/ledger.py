@@ -125,6 +125,7 @@ class Ledger:
         self._owner = owner
         self._path = todo_path
         self._has_begun = False
+        self._is_interrupted = False
         self._is_placed = False
         self._shown: set[str] = set()
         self._plans: dict[str, int] = {}
@@ -219,7 +220,9 @@ class Ledger:
         if not self._has_begun and self.setup is not None:
             puts[SETUP] = self.setup
         marks: dict[str, TodoMark] = {}
-        if finish is None or finish.outcome is not MissionOutcome.INTERRUPTED:
+        if finish is not None:
+            self._is_interrupted = finish.outcome is MissionOutcome.INTERRUPTED
+        if not self._is_interrupted:  # also what is written after its end leaves it as it was
             puts[STATE] = source.record()
             for name in dict.fromkeys([*touched, *_touched(commands)]):
                 task = puts[TASK + name] = source.task_record(name)

@@ -393,6 +393,9 @@ class MissionMachine:
     # --- the plan ---
 
     def _propose(self, plan: Plan) -> None:
+        if problem := self._settings.check_agents(plan.tasks):
+            self._fail(f"the plan was refused: {problem}")
+            return
         self._tickets.order(CheckPlan(ticket=0, plan=plan))
 
     def _on_checked(self, event: PlanChecked) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from orchestra.opencode.mission.plan import TaskSpec
 from orchestra.opencode.mission.prompt_limits import MAX_REASONS
 from orchestra.opencode.mission.report import TaskReport
+from orchestra.opencode.mission.specialists import Specialist
 
 __all__ = (
     "CHANGED_STRATEGY",
@@ -106,17 +107,30 @@ def commander_message(goal: str) -> str:
     return f"<mission>\n{goal}\n</mission>"
 
 
-def planner_message(goal: str, brief: str, done: Sequence[str] = ()) -> str:
+def planner_message(
+    goal: str,
+    brief: str,
+    done: Sequence[str] = (),
+    specialists: Sequence[Specialist] = (),
+) -> str:
     """Ask the planner for a plan.
 
     Args:
         goal: The mission's goal.
         brief: The commander's brief; may be empty.
         done: What is accepted already, and must not be planned again.
+        specialists: Agents that a task may name.
     """
     message = f"<mission>\n{goal}\n</mission>"
     if brief:
         message += f"\n<brief>\n{brief[:_MAX_BRIEF]}\n</brief>"
+    if specialists:
+        about = {each.agent.name: each.description[:200] for each in specialists[:_MAX_LISTED]}
+        message += (
+            f"\n<agents>{_json(about)}</agents>\n"
+            'A task may have the key "agent" with one of these names, where that fits better than '
+            "a Worker."
+        )
     if done:
         message += f"\n<done>{_json(list(done[:_MAX_LISTED]))}</done>\nPlan only what is left."
     return message

@@ -141,7 +141,8 @@ class Ask:
 
     ``turn`` numbers the prompts of this session: session and turn together name the prompt, also
     after a restart, so that it is never sent twice. ``depth`` is the agent's place in the lineage:
-    1 for the commander, 2 for those who work for it, 3 for a part of a task.
+    1 for the commander, 2 for those who work for it, 3 for a part of a task. ``agent`` names the
+    specialist who takes the role's place, if there is one.
     """
 
     ticket: int
@@ -155,6 +156,7 @@ class Ask:
     model: str | None = None
     priority: Priority = Priority.NORMAL
     depth: int = 1
+    agent: str = ""
 
     @property
     def name(self) -> str:

@@ -65,6 +65,7 @@ def spec_to_plain(spec: TaskSpec) -> dict[str, Any]:
         "priority": spec.priority.name.lower(),
         "mode": spec.mode.value,
         "racers": spec.racers,
+        "agent": spec.agent,
     }
 
 
@@ -84,6 +85,7 @@ def spec_from_plain(plain: Mapping[str, Any]) -> TaskSpec:
         priority=Priority[plain.get("priority", "normal").upper()],
         mode=TaskMode(plain.get("mode", "normal")),
         racers=plain.get("racers", 2),
+        agent=plain.get("agent", ""),
     )
 
 

@@ -13,6 +13,7 @@ from orchestra.errors import PlanError
 from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.people_settings import PeopleSettings
+from orchestra.opencode.mission.specialists import Specialist
 
 __all__ = (
     "GateSettings",
@@ -62,6 +63,7 @@ class TaskSpec:
         priority: Which task gets a free slot first.
         mode: How it is worked on.
         racers: How many workers race for it; counts in the mode RACE only.
+        agent: The specialist who works on it; empty: the worker.
     """
 
     id: str
@@ -73,6 +75,7 @@ class TaskSpec:
     priority: Priority = Priority.NORMAL
     mode: TaskMode = TaskMode.NORMAL
     racers: int = field(default=2, validator=[validators.ge(2), validators.le(8)])
+    agent: str = ""
 
 
 def _as_tuple(tasks: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
@@ -239,6 +242,7 @@ class MissionSettings:
         people: How long people are waited for, and what agents must ask them.
         redactor: Takes secrets out of prompts, answers, events, the store, the report and the
             log; None: nothing is taken out.
+        specialists: Agents that a task may name, so that they work on it in the worker's place.
     """
 
     limits: Mapping[str, int] = field(factory=_default_limits, validator=_are_limits)
@@ -259,6 +263,23 @@ class MissionSettings:
     has_evidence: bool = True
     people: PeopleSettings = field(factory=PeopleSettings)
     redactor: Redactor | None = field(factory=Redactor)
+    specialists: tuple[Specialist, ...] = ()
+
+    def check_agents(self, tasks: Iterable[TaskSpec]) -> str:
+        """Return what is wrong with the agents that tasks name; empty: nothing.
+
+        Args:
+            tasks: The tasks of a plan.
+        """
+        known = [each.agent.name for each in self.specialists]
+        strangers = [task for task in tasks if task.agent and task.agent not in known]
+        return summarize(
+            [
+                f"task {task.id!r} names the agent {task.agent!r}, but known are: "
+                f"{', '.join(known) or 'none'}"
+                for task in strangers
+            ]
+        )
 
     def permits(self, argv: Sequence[str]) -> bool:
         """Whether acceptance may run this command line: ``acceptance`` names it, or ``allow`` does.

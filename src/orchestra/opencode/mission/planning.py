@@ -139,7 +139,8 @@ class Planning:
         if role is Role.PLANNER:
             if self._problem:
                 return repeat_message(self._problem)
-            return planner_message(self._goal, self._brief, self._done())
+            specialists = self._settings.specialists
+            return planner_message(self._goal, self._brief, self._done(), specialists)
         if self.iteration == 1:
             return commander_message(self._goal)
         tasks = [task for task in self._reports() if not task.parent]
@@ -188,7 +189,7 @@ class Planning:
             direct = parse_direct(event.text)
             if direct is not None:
                 plan = Plan((direct,))
-                self._refuse_accepted(plan)
+                self._check(plan)
                 self._proposal = None
                 self._propose(plan)
                 return
@@ -201,7 +202,7 @@ class Planning:
             if event.is_truncated:
                 raise PlanError("the answer is too long")
             plan = parse_plan(event.text)
-            self._refuse_accepted(plan)
+            self._check(plan)
         except PlanError as exc:
             self._mend(work, str(exc))
             return
@@ -227,10 +228,12 @@ class Planning:
             self._warn(f"the commander's task cannot be used, so a plan is made: {problem}")
             self._ask_planner(Troubles())
 
-    def _refuse_accepted(self, plan: Plan) -> None:
+    def _check(self, plan: Plan) -> None:
         accepted = {task.id for task in self._reports() if task.state is TaskState.ACCEPTED}
         if taken := [spec.id for spec in plan.tasks if spec.id in accepted]:
             raise PlanError(f"the ids {', '.join(taken)} are those of accepted tasks")
+        if problem := self._settings.check_agents(plan.tasks):
+            raise PlanError(problem)
 
     def _mend(self, work: OpenWork, problem: str) -> None:
         """Ask the planner again, in the same session as long as that helps."""

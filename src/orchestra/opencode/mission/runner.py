@@ -15,7 +15,6 @@ import anyio
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from attrs import evolve
 
 from orchestra import (
     Agent,
@@ -27,22 +26,19 @@ from orchestra import (
     SessionPool,
     background_tasks,
 )
-from orchestra.errors import BlockedError, HookError, MissionError, StoreError
+from orchestra.errors import MissionError, StoreError
 from orchestra.opencode.agents.roles import ROLE_AGENTS
 from orchestra.opencode.mission.checks import Checks
 from orchestra.opencode.mission.continuity import Continuity
-from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.crew import Crew, make_pool
 from orchestra.opencode.mission.desks import Desks
 from orchestra.opencode.mission.events import (
     MissionEvent,
     MissionFinished,
     MissionStarted,
-    PlanAccepted,
-    TaskChanged,
     WarningRaised,
 )
 from orchestra.opencode.mission.evidence import Witness
-from orchestra.opencode.mission.hook_points import PLAN_RECEIVED, REPORT_READY
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import (
     Ask,
@@ -55,29 +51,28 @@ from orchestra.opencode.mission.orders import (
     Finish,
     Integrate,
     Order,
-    PlanChecked,
     PlanMade,
     RunGates,
     StopRequested,
     TaskAdded,
     TaskMoved,
-    Warn,
 )
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.providers import ProviderGates
 from orchestra.opencode.mission.report import (
-    Evidence,
     MissionOutcome,
     MissionReport,
     TaskState,
 )
+from orchestra.opencode.mission.reporting import Reporter
 from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
-from orchestra.opencode.mission.spending import Spending, as_cost_node
+from orchestra.opencode.mission.spending import Spending
 from orchestra.opencode.mission.statistics import MissionStatistics
-from orchestra.opencode.mission.steps import OwnSteps
+from orchestra.opencode.mission.steps import OwnSteps, check_plan
 from orchestra.opencode.mission.subscriptions import Subscriptions
+from orchestra.opencode.mission.telling import as_event
 from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
@@ -87,7 +82,7 @@ __all__ = ("Mission",)
 
 _logger = logging.getLogger(__name__)
 
-_MAX_SESSIONS = 10_000
+_GIVEN_UP = {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
 _QUIET_LIMIT = 10.0
@@ -119,8 +114,7 @@ class Mission(AsyncContextManagerMixin):
             registered later does not count, and what they did is in ``mission.hooks.statistics()``.
         notes: Plain data, without secrets, that is kept with the records for whoever goes on with
             the mission after a crash.
-        saved: A mission to go on with, after a crash or an interruption, from `load_mission`. Plan,
-            agents and settings are those of before unless others are given; the workspace is.
+        saved: A mission to go on with, from `load_mission`; what is not given is as it was.
         approve: Asked about the plan when ``settings.must_approve`` is set, beside those who answer
             in the store; the first answer counts.
 
@@ -215,6 +209,17 @@ class Mission(AsyncContextManagerMixin):
             redactor=self._settings.redactor,
         )
         self._store = store
+        self._reporter = Reporter(
+            goal=self._goal,
+            backend=backend.name,
+            directory=str(self._directory),
+            machine=self._machine,
+            crew=self._crew,
+            steps=self._steps,
+            spending=self._spending,
+            hooks=self._hooks,
+            scrubber=self._scrubber,
+        )
         self._sessions: SessionPool  # on entering
         self._continuity: Continuity  # on entering, when there is a store
         self._people: PeopleSide
@@ -307,20 +312,7 @@ class Mission(AsyncContextManagerMixin):
 
     def statistics(self) -> MissionStatistics:
         """Count what the mission is doing and has done."""
-        tasks: dict[TaskState, int] = {}
-        for state in self._machine.states().values():
-            tasks[state] = tasks.get(state, 0) + 1
-        return MissionStatistics(
-            tasks=tasks,
-            turns_running=self._crew.turns_running,
-            turns_finished=self._crew.turns_finished,
-            retries=self._machine.retries,
-            permissions=self._steps.permissions,
-            questions=self._steps.questions,
-            tool_calls=self._steps.tool_calls,
-            stale_events=self._machine.stale_events,
-            sessions_open=self._crew.sessions_open,
-        )
+        return self._reporter.statistics()
 
     def __repr__(self) -> str:
         return f"<Mission {self._id} {self._goal[:40]!r} {self._machine!r}>"
@@ -356,7 +348,9 @@ class Mission(AsyncContextManagerMixin):
             )
             await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
-            self._sessions = await stack.enter_async_context(self._make_pool())
+            self._sessions = await stack.enter_async_context(
+                make_pool(self._backend, self._team.values())
+            )
             self._crew.enter(self._sessions, self._continuity.attempts)
             self._people = PeopleSide(
                 self._id,
@@ -427,13 +421,20 @@ class Mission(AsyncContextManagerMixin):
             )
         await self._desks.places.aclose()
         self._tell_of_places()
-        await self._write_todo()
+        await self._continuity.show(self._warn)
         for warning in self._witness.warnings:
             self._warn(warning)
         if not self._quiescence.is_quiet:
             self._warn(f"something may still run: {self._quiescence}")
         if finish is not None:
-            self._report = self._make_report(finish, evidence)
+            self._report = self._reporter.report(
+                finish,
+                evidence=evidence,
+                spans=self._checks.timeline,
+                warnings=self._warnings,
+                started_at=self._started_at,
+                elapsed=self._now(),
+            )
             self._publish(MissionFinished(at=self._now(), report=self._report))
 
     async def _begin(self, work: TaskGroup) -> str:
@@ -447,19 +448,14 @@ class Mission(AsyncContextManagerMixin):
         ):
             self._warn(problem)
         if self._saved is not None:
-            for part, parent in self._saved.parts:
-                self._spending.add_part(part, parent)
-            self._spending.restore(self._saved.spent)
+            self._saved.repay(self._spending)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:
             work.start_soon(self._keep_deadline, seconds, "budget")
         if self._settings.has_evidence:
             await self._witness.begin()
-        if problem := await self._desks.begin():
-            return problem
-        await self._desks.resume(self._continuity.inputs)
-        return ""
+        return await self._desks.begin(self._continuity.inputs)
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -472,21 +468,7 @@ class Mission(AsyncContextManagerMixin):
         events, self._inbox = self._inbox, []
         return events
 
-    def _make_pool(self) -> SessionPool:
-        # Slots are what bounds the turns; a session is held between turns too, also by those who
-        # wait for others, so that a bound on sessions could make them wait for each other.
-        sizes = {agent.name: _MAX_SESSIONS for agent in self._team.values()}
-        return SessionPool(
-            self._backend, sizes=sizes, max_size=_MAX_SESSIONS, min_idle=0, grace_period=0.0
-        )
-
     def _keep_records(self, store: MVCCStore) -> Continuity:
-        about = {
-            "goal": self._goal,
-            "backend": self._backend.name,
-            "directory": str(self._directory),
-            "started_at": self._started_at,
-        }
         if self._saved is not None:
             self._crew.usage = self._saved.usage
         return Continuity(
@@ -498,7 +480,8 @@ class Mission(AsyncContextManagerMixin):
             agents=self._team,
             settings=self._settings,
             scrubber=self._scrubber,
-            about=about,
+            goal=self._goal,
+            started_at=self._started_at,
             plan=self._plan,
             launch=self._notes,
             saved=self._saved,
@@ -538,27 +521,14 @@ class Mission(AsyncContextManagerMixin):
 
     def _tell(self, work: TaskGroup, command: Command) -> None:
         """Publish what the machine tells."""
-        if isinstance(command, TaskMoved):
+        if isinstance(command, TaskMoved | PlanMade):
             self._is_todo_stale.set()
-            if command.state in {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}:
-                work.start_soon(self._desks.leave, command.task_id)
-            self._publish(
-                TaskChanged(
-                    at=self._now(),
-                    task_id=command.task_id,
-                    state=command.state,
-                    round=command.round,
-                    note=command.note,
-                )
-            )
-        elif isinstance(command, PlanMade):
-            self._is_todo_stale.set()
-            plan = self._steps.show_plan(command.plan)
-            self._publish(PlanAccepted(at=self._now(), plan=plan))
-        elif isinstance(command, TaskAdded):
+        if isinstance(command, TaskAdded):
             self._spending.add_part(command.spec.id, command.parent)
-        elif isinstance(command, Warn):
-            self._publish(WarningRaised(at=self._now(), message=command.message))
+        elif isinstance(command, TaskMoved) and command.state in _GIVEN_UP:
+            work.start_soon(self._desks.leave, command.task_id)
+        if (event := as_event(command, self._now(), self._steps.show_plan)) is not None:
+            self._publish(event)
 
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
@@ -567,7 +537,7 @@ class Mission(AsyncContextManagerMixin):
                 if isinstance(order, Ask):
                     await self._crew.work(order)
                 elif isinstance(order, CheckPlan):
-                    await self._check_plan(order)
+                    self._post(await check_plan(order, self._hooks, self._scrubber))
                 elif isinstance(order, RunGates):
                     self._post(await self._checks.run(order))
                 elif isinstance(order, Integrate):
@@ -582,21 +552,7 @@ class Mission(AsyncContextManagerMixin):
             del self._scopes[order.ticket]
             self._tell_of_places()
 
-    # --- plans and commands ---
-
-    async def _check_plan(self, check: CheckPlan) -> None:
-        """Let the hooks see a plan, and change or refuse it."""
-        plan, problem = check.plan, ""
-        try:
-            plan = await self._hooks.run(PLAN_RECEIVED, plan)
-        except BlockedError as exc:
-            problem = self._scrubber.text(exc.reason)
-        except HookError as exc:
-            self._scrubber.log_exception(_logger, "a hook failed at a plan")
-            problem = str(exc)
-        self._post(PlanChecked(ticket=check.ticket, plan=plan, problem=problem))
-
-    # --- files, clock, people ---
+    # --- clock, people ---
 
     async def _keep_listening(self) -> None:
         self._post(await self._people.wait_cancel())
@@ -617,18 +573,7 @@ class Mission(AsyncContextManagerMixin):
                 await self._is_todo_stale.wait()
             self._is_todo_stale = anyio.Event()
             with anyio.CancelScope(shield=True):
-                await self._write_todo()
-
-    async def _write_todo(self) -> None:
-        if self._continuity.is_lost:
-            return
-        ledger = self._continuity.ledger
-        try:
-            await ledger.project()
-        except (OSError, StoreError) as exc:
-            self._warn(f"{self._settings.todo_file} cannot be written: {exc}")
-        while ledger.warnings:
-            self._warn(ledger.warnings.pop())
+                await self._continuity.show(self._warn)
 
     def _tell_of_places(self) -> None:
         warnings = self._desks.places.warnings
@@ -653,36 +598,3 @@ class Mission(AsyncContextManagerMixin):
         if message not in self._warnings and len(self._warnings) < 1_000:
             self._warnings.append(message)
             self._publish(WarningRaised(at=self._now(), message=message))
-
-    def _make_report(self, finish: Finish, evidence: Evidence | None) -> MissionReport:
-        spans = (*self._checks.timeline, *self._crew.timeline)
-        report = MissionReport(
-            goal=self._goal,
-            outcome=finish.outcome,
-            reason=finish.reason,
-            backend=self._backend.name,
-            directory=str(self._directory),
-            tasks=self._machine.task_reports(),
-            commands=self._machine.commands,
-            timeline=tuple(sorted(spans, key=lambda span: span.started)),
-            usage=self._crew.usage,
-            elapsed=self._now(),
-            started_at=self._started_at,
-            warnings=(*self._machine.warnings, *self._warnings),
-            evidence=evidence,
-            receipt=self._machine.receipt,
-            costs=as_cost_node(self._spending.tree()),
-            statistics={
-                "turns": self._crew.turns_finished,
-                "permissions": self._steps.permissions,
-                "questions": self._steps.questions,
-                "tool_calls": self._steps.tool_calls,
-                "retries": self._machine.retries,
-            },
-        )
-        try:
-            return self._hooks.call(REPORT_READY, report)
-        except HookError as exc:
-            self._scrubber.log_exception(_logger, "a hook failed at the report")
-            report = evolve(report, warnings=(*report.warnings, str(exc)))
-            return self._scrubber.value(report)

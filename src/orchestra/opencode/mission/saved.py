@@ -33,6 +33,7 @@ from orchestra.opencode.mission.plain import spec_from_plain
 from orchestra.opencode.mission.plain_settings import from_plain
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
+from orchestra.opencode.mission.spending import Spending
 
 __all__ = ("Attempt", "SavedMission", "load_mission", "unfinished_missions")
 
@@ -97,11 +98,15 @@ class SavedMission:
     usage: Usage = field(factory=Usage)
     spent: Mapping[str, Any] = field(factory=dict)
 
-    @property
-    def parts(self) -> tuple[tuple[str, str], ...]:
-        """The tasks that race for others, or are pieces of them, with these others."""
-        record = self.record
-        return () if record is None else tuple((part.id, name) for part, name in record.parts)
+    def repay(self, spending: Spending) -> None:
+        """Let a mission's spending begin with what was paid.
+
+        Args:
+            spending: Its spending, of which nothing was used.
+        """
+        for part, name in self.record.parts if self.record is not None else ():
+            spending.add_part(part.id, name)
+        spending.restore(self.spent)
 
     @property
     def is_unfinished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TypeVar, final
 from attrs import evolve
 
 from orchestra import Agent, Block, HookPhase, HookPoint, HookRegistry, Modify, SyncHookPoint
+from orchestra.errors import BlockedError, HookError
 from orchestra.events import (
     PermissionAsked,
     QuestionAsked,
@@ -26,11 +28,22 @@ from orchestra.opencode.mission.hook_points import (
     SESSION_EVENT,
     SessionTold,
 )
+from orchestra.opencode.mission.orders import CheckPlan, PlanChecked
 from orchestra.opencode.mission.plan import Plan, Role
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.scrubbing import Scrubber
 
-__all__ = ("METRICS", "NOTICES", "PLAN_VALIDATION", "SECRET_REDACTION", "TOOL_GUARD", "OwnSteps")
+__all__ = (
+    "METRICS",
+    "NOTICES",
+    "PLAN_VALIDATION",
+    "SECRET_REDACTION",
+    "TOOL_GUARD",
+    "OwnSteps",
+    "check_plan",
+)
+
+_logger = logging.getLogger(__name__)
 
 METRICS = "metrics"
 NOTICES = "notices"
@@ -214,3 +227,22 @@ def _validate(plan: Plan) -> Block | None:
             if path.startswith(("/", "../")) or path == ".." or re.match(r"[A-Za-z]:", path):
                 return Block(f"task {task.id!r}: {file!r} is not a path inside the workspace")
     return None
+
+
+async def check_plan(check: CheckPlan, hooks: HookRegistry, scrubber: Scrubber) -> PlanChecked:
+    """Let the hooks see a plan, and change or refuse it. A checkpoint.
+
+    Args:
+        check: The plan.
+        hooks: The mission's.
+        scrubber: Takes secrets out of what they say.
+    """
+    plan, problem = check.plan, ""
+    try:
+        plan = await hooks.run(PLAN_RECEIVED, plan)
+    except BlockedError as exc:
+        problem = scrubber.text(exc.reason)
+    except HookError as exc:
+        scrubber.log_exception(_logger, "a hook failed at a plan")
+        problem = str(exc)
+    return PlanChecked(ticket=check.ticket, plan=plan, problem=problem)

@@ -225,15 +225,18 @@ class Table:
             return default
         return value
 
-    def choice(self, key: str, choices: tuple[str, ...]) -> str | None:
+    def choice(
+        self, key: str, choices: tuple[str, ...], *, is_required: bool = False
+    ) -> str | None:
         """Read one of some words; None when it is absent or wrong.
 
         Args:
             key: The key.
             choices: The words.
+            is_required: Whether its absence is a fault.
         """
         expected = " or ".join(repr(choice) for choice in choices)
-        value = self.take(key, expected)
+        value = self.take(key, expected, is_required=is_required)
         if key not in self._values:
             return None
         if not isinstance(value, str) or value not in choices:

@@ -16,7 +16,9 @@ from attrs import asdict, evolve, frozen
 from orchestra import Agent, MVCCStore, SessionBackend, SQLiteStore, Transaction
 from orchestra.errors import ConfigurationError, OrchestraError, SessionLostError
 from orchestra.opencode.housekeeping import clean_workspace
+from orchestra.opencode.mission.file import read_mission_file
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
+from orchestra.opencode.mission.saved import SavedMission, load_mission
 from orchestra.opencode.people.cancelling import (
     QUIET,
     Quiescence,
@@ -28,6 +30,7 @@ from orchestra.opencode.people.cancelling import (
 )
 from orchestra.opencode.people.questions import PersonAnswer, list_questions, write_answer
 from orchestra.opencode.records import MISSION, RECORDS, find_mission
+from orchestra.opencode.resume import end_leftovers
 
 __all__ = ("add_people_commands", "answer_question", "cancel_mission")
 
@@ -284,7 +287,10 @@ async def cancel_mission(
             await wish_cancel(store, f"cancelled by {_who()}")
             quiet = await _wait_quiet(store, wait)
             if quiet is None and await is_unseen(store):
-                return await _end_abandoned(mission, store, about, url)
+                saved = await load_mission(store, mission)
+                if url is None and about["backend"] != "embedded":
+                    url = _server_of(saved)
+                return await _end_abandoned(saved, store, about, url)
             about = await store.get(MISSION)
         quiescence = None if quiet is None else read_quiet(quiet)
         if quiescence is None and about["state"] != "running" and about["backend"] == "embedded":
@@ -306,12 +312,29 @@ async def _wait_quiet(store: MVCCStore, wait: float) -> Mapping[str, Any] | None
     return None
 
 
+def _server_of(saved: SavedMission) -> str | None:
+    """Return the server that a mission was attached to; None: it had one of its own.
+
+    Raises:
+        ConfigurationError: The mission file that would tell cannot be read any more.
+    """
+    url: str | None = saved.launch.get("url")
+    path = saved.launch.get("mission", "")
+    if url is None and os.path.isfile(path):  # noqa: PTH113  (never raises)
+        url = read_mission_file(Path(path), backend="opencode").url
+    return url
+
+
 async def _end_abandoned(
-    mission: str, store: MVCCStore, about: Mapping[str, Any], url: str | None
+    saved: SavedMission, store: MVCCStore, about: Mapping[str, Any], url: str | None
 ) -> CancelOutcome:
     """End a mission that nobody runs any more."""
+    mission = saved.id
     if about["backend"] == "embedded":
         quiescence = Quiescence(sessions=0)  # its agents ran in the process that is gone
+    elif url is None and saved.launch.get("run"):
+        await end_leftovers(saved)  # its server was its own, and is known by a mark
+        quiescence = Quiescence(sessions=0)
     elif url is None:
         quiescence = Quiescence(
             sessions=1,
