@@ -159,7 +159,8 @@ def kill_run(
                     server.start()
                 if victim == "server":
                     tell(f"kill {done}")
-                    process.communicate(timeout=300)
+                    output, _ = process.communicate(timeout=300)
+                    tell(f"it ended with {process.returncode}: {output.splitlines()[-4:]}")
                     is_first = False
                     if process.returncode == 0:
                         return run, done, 0

@@ -147,12 +147,11 @@ class Redactor:
 
     _ranked: tuple[tuple[_Rule, SecretRule], ...] = field(init=False, repr=False, eq=False)
 
-    @_ranked.default
-    def _rank(self) -> tuple[tuple[_Rule, SecretRule], ...]:
-        return tuple(
-            (_Rule(rank, rule.kind, rule.description), rule)
-            for rank, rule in enumerate(self.rules)
+    def __attrs_post_init__(self) -> None:
+        ranked = tuple(
+            (_Rule(rank, rule.kind, rule.description), rule) for rank, rule in enumerate(self.rules)
         )
+        object.__setattr__(self, "_ranked", ranked)  # as a frozen class must
 
     def find(self, text: str) -> tuple[Secret, ...]:
         """Return where secrets are, in order, without overlaps.

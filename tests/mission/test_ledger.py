@@ -85,7 +85,12 @@ async def test_each_step_is_one_commit(store: MVCCStore) -> None:
     keys = [change.key for change in records[1].changes]
     assert PLAN in keys
     assert [key for key in keys if key.startswith(TASK)] == [TASK + "a", TASK + "b"]
-    assert (await store.get(MISSION)) == {"goal": "The goal", "state": "failed", "reason": "why"}
+    assert (await store.get(MISSION)) == {
+        "goal": "The goal",
+        "state": "failed",
+        "reason": "why",
+        "is_over": True,
+    }
     assert await store.verify()
 
 

@@ -393,6 +393,7 @@ def test_lost_backend_ends_the_mission() -> None:
     assert driver.finish == Finish(
         outcome=MissionOutcome.FAILED,
         reason="the backend is gone: the server was killed (signal 9)",
+        is_resumable=True,
     )
     assert driver.state("a") is TaskState.FAILED
     assert driver.state("b") is TaskState.SKIPPED
@@ -586,7 +587,9 @@ def test_stop_ends_everything() -> None:
     ask = driver.ask(Role.WORKER, "a")
     driver.send(WorkStarted(ticket=ask.ticket))
     driver.send(StopRequested(reason="Ctrl-C"))
-    assert driver.finish == Finish(outcome=MissionOutcome.INTERRUPTED, reason="Ctrl-C")
+    assert driver.finish == Finish(
+        outcome=MissionOutcome.INTERRUPTED, reason="Ctrl-C", is_resumable=True
+    )
     assert list(driver.machine.states().values()) == [
         TaskState.FAILED,
         TaskState.SKIPPED,

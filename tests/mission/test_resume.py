@@ -13,7 +13,7 @@ from attrs import evolve
 
 from orchestra import Agent, EmbeddedBackend, MemoryStore, MVCCStore, Turn
 from orchestra.errors import LeaseLostError, MissionError, WorkspaceOwnedError
-from orchestra.events import Usage
+from orchestra.events import FinishReason, Usage
 from orchestra.opencode import (
     Mission,
     MissionOutcome,
@@ -28,6 +28,7 @@ from orchestra.opencode import (
 )
 from orchestra.opencode.mission.keys import MISSION, OWNER, PLAN, RESULT, STATE, TASK
 from orchestra.opencode.mission.messages import read_task
+from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.ownership import Ownership, find_owner
 from orchestra.opencode.mission.saved import unfinished_missions
 
@@ -250,6 +251,22 @@ async def test_another_prompt_or_model_is_another_result(tmp_path: Path) -> None
                 why = (await load_mission(crashed, name)).why
                 assert set(why) == {"a", "b", "c"}
                 assert why["c"].startswith(reason)
+
+
+async def test_a_mission_whose_backend_went_away_goes_on(tmp_path: Path) -> None:
+    """That the backend is gone is a failure of the run, and not the mission's end."""
+    async with MemoryStore() as store:
+        mission = Mission(
+            "the goal", backend=Team().backend, directory=tmp_path, store=store, settings=QUICK
+        )
+        async with mission:
+            lost = AgentAnswered(ticket=1, reason=FinishReason.LOST)
+            mission._post(lost)
+            with anyio.fail_after(30):
+                report = await mission.wait_finished()
+        assert report.outcome is MissionOutcome.FAILED
+        assert "the backend is gone" in report.reason
+        assert (await go_on(store, Team(), mission.id)).outcome is MissionOutcome.ACCEPTED
 
 
 async def test_settings_and_agents_are_remembered(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ class FakeServer:
     is_greeting: bool = True
     streams: list[SocketStream] = field(factory=list)
     arrival: anyio.Event = field(factory=anyio.Event)
+    sending: anyio.Lock = field(factory=anyio.Lock)
 
     @property
     def url(self) -> str:
@@ -271,8 +272,9 @@ class FakeServer:
 
     async def send_raw(self, data: bytes) -> None:
         """Send bytes to every open stream."""
-        for stream in tuple(self.streams):
-            await stream.send(b"%x\r\n%s\r\n" % (len(data), data))
+        async with self.sending:
+            for stream in tuple(self.streams):
+                await stream.send(b"%x\r\n%s\r\n" % (len(data), data))
 
     async def cut(self) -> None:
         """Break every open stream, as a dying server does."""

@@ -12,8 +12,9 @@ gastown#3191           ``test_server.py``: ``test_the_processes_of_others_are_le
                        program, another owner), ``test_a_number_that_was_given_to_another_...``
 beads#3964             ``tests/stores/test_processes.py``: ``test_four_processes_lose_no_update``;
                        ``test_crash.py``: ``test_a_kill_at_any_write_point_loses_nothing``
-omo#5911               with the worktrees: what is untracked is saved before one is removed
-omo#7161, omo#3937     with the fallback chain: a quota's text moves on to the next model
+omo#5911               ``tests/mission/test_worktrees.py``: what is untracked is saved before a
+                       worktree is removed
+omo#7161, omo#3937     ``tests/money/test_missions.py``: ``test_quota_goes_to_the_fallback_model``
 =====================  =============================================================================
 """
 

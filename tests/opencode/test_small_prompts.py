@@ -67,7 +67,8 @@ class Said:
 class Fleet:
     """Answers for every role in such a way that each kind of message comes up."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.said: list[Said] = []
         self.reviews = 0
 
@@ -76,6 +77,8 @@ class Fleet:
         if role is Role.REVIEWER:
             self.reviews += 1
             return verdict(self.reviews)
+        if role is Role.WORKER:  # the same again and again: enough for the gates, no progress
+            (self.directory / "a.txt").write_text("two")
         return {Role.COMMANDER: BRIEF, Role.PLANNER: plan(), Role.WORKER: "done"}[role]
 
     def check(self) -> None:
@@ -124,7 +127,7 @@ async def run(backend: SessionBackend, directory: Path) -> None:
 
 async def test_on_the_embedded_backend(tmp_path: Path) -> None:
     """First and later rounds, notes, leave to split, a new plan: all within the limits."""
-    fleet = Fleet()
+    fleet = Fleet(tmp_path)
 
     def agent(role: Role) -> Callable[[Turn], str]:
         return lambda turn: fleet.answer(role, turn.agent.prompt, turn.prompt)
@@ -153,7 +156,7 @@ async def scripted(real_server: RealServer, fleet: Fleet) -> AsyncIterator[None]
 @pytest.mark.real_server
 async def test_on_the_real_server(real_server: RealServer, tmp_path: Path) -> None:
     """The same in the requests that the model gets; our system text is in each one once."""
-    fleet = Fleet()
+    fleet = Fleet(tmp_path)
     async with scripted(real_server, fleet), real_server.backend() as backend:
         before = len(real_server.model.requests)
         await run(backend, tmp_path)

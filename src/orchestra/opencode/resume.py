@@ -39,7 +39,7 @@ async def find_saved(directory: Path, reference: str | None) -> SavedMission:
     name = None if reference is None else await find_mission(directory, reference)
     async with SQLiteStore(path, read_only=True) as store:
         saved = await load_mission(store, name or await _last(store))
-    if not saved.is_unfinished:
+    if saved.is_over:
         raise ConfigurationError(
             f"mission {saved.id} has ended as {saved.state}; start another with 'orchestra run'"
         )

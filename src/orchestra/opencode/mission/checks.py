@@ -21,6 +21,8 @@ from orchestra.opencode.mission.orders import GatesFinished, RunGates
 from orchestra.opencode.mission.plan import MissionSettings
 from orchestra.opencode.mission.report import CommandResult, Receipt, Span
 from orchestra.opencode.mission.scrubbing import Scrubber
+from orchestra.opencode.mission.wait_log import WaitLog
+from orchestra.opencode.mission.waits import Cause
 from orchestra.opencode.mission.workplaces import Change, WorkplaceError, Workplaces
 
 __all__ = ("Checks",)
@@ -55,6 +57,7 @@ class Checks(AsyncContextManagerMixin):
         now: Gives seconds after the mission's start.
         publish: Takes what the mission tells.
         warn: Takes what should be known.
+        waits: Takes what is waited for.
 
     Attributes:
         timeline: The runs of acceptance commands that have ended.
@@ -71,6 +74,7 @@ class Checks(AsyncContextManagerMixin):
         now: Callable[[], float],
         publish: Callable[[MissionEvent], None],
         warn: Callable[[str], None],
+        waits: WaitLog,
     ) -> None:
         self._desks = desks
         self._workspace = workspace
@@ -80,6 +84,7 @@ class Checks(AsyncContextManagerMixin):
         self._now = now
         self._publish = publish
         self._warn = warn
+        self._waits = waits
         self._gates: Gates
         self.timeline: list[Span] = []
 
@@ -133,7 +138,9 @@ class Checks(AsyncContextManagerMixin):
             async with turns:
                 await run(number)
 
+        self._waits.turn(order.task_id, Cause.GATE_QUEUE)
         async with self._controller.lease("acceptance"):
+            self._waits.turn(order.task_id, Cause.GATES)
             started = self._now()
             async with anyio.create_task_group() as group:
                 for number in range(len(order.commands)):

@@ -61,6 +61,8 @@ from orchestra.opencode.mission.scrubbing import Scrubber, TextFeed
 from orchestra.opencode.mission.spending import Bill, Spending
 from orchestra.opencode.mission.turn import Turn
 from orchestra.opencode.mission.turn_watch import TurnStoppedError, TurnWatch
+from orchestra.opencode.mission.wait_log import WaitLog, turn_cause
+from orchestra.opencode.mission.waits import Cause
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 
 __all__ = ("Crew", "make_pool")
@@ -103,6 +105,7 @@ class Crew:
         now: Gives seconds after the mission's start.
         post: Takes what the machine must know.
         publish: Takes what the mission tells.
+        waits: Takes what is waited for.
 
     Attributes:
         timeline: The turns that have ended.
@@ -128,6 +131,7 @@ class Crew:
         now: Callable[[], float],
         post: Callable[[Event], None],
         publish: Callable[[MissionEvent], None],
+        waits: WaitLog,
     ) -> None:
         self._mission_id = mission_id
         self._desks = desks
@@ -143,6 +147,7 @@ class Crew:
         self._now = now
         self._post = post
         self._publish = publish
+        self._waits = waits
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
         self._attempts: Attempts | None = None
@@ -178,7 +183,9 @@ class Crew:
         try:
             await self._wait_provider(ask)
             if ask.delay:
-                await anyio.sleep(max(0.0, turn.queued + ask.delay - self._now()))
+                left = max(0.0, turn.queued + ask.delay - self._now())
+                self._waits.turn(ask.task_id, Cause.BACKOFF, seconds=left)
+                await anyio.sleep(left)
             while finished is None:
                 await self._wait_provider(ask)
                 finished = await self._try_turn(ask, turn)
@@ -192,8 +199,12 @@ class Crew:
 
     async def _wait_provider(self, ask: Ask) -> None:
         """Wait until the model's provider may be asked; no slot and no money is held meanwhile."""
-        model = self._model_of(ask)
-        await self._gates.of(model).wait_open(self._patience(ask))
+        gate = self._gates.of(self._model_of(ask))
+
+        def told(cause: Cause, seconds: float | None) -> None:
+            self._waits.turn(ask.task_id, cause, by=[gate.name], seconds=seconds)
+
+        await gate.wait_open(self._patience(ask), told=told)
 
     def _patience(self, ask: Ask) -> float:
         """Return how long a turn waits for its provider: for ever if there is no other."""
@@ -203,17 +214,21 @@ class Crew:
 
     async def _try_turn(self, ask: Ask, turn: Turn) -> Finished | None:
         """Take the turn; None when the provider went away before it had a slot."""
+        self._waits.queue(ask)
         async with self._controller.lease(ask.role.value, priority=ask.priority):
+            self._waits.granted(ask)
             passage = self._gates.of(self._model_of(ask)).enter()
             if passage is None:
                 return None
             with passage:
+                self._waits.turn(ask.task_id, Cause.BUDGET)
                 async with self._spending.turn(ask, self._model_of(ask)) as bill:
                     return await self._run_turn(ask, turn, bill, passage)
 
     async def _run_turn(self, ask: Ask, turn: Turn, bill: Bill, passage: Passage) -> Finished:
         """Take the turn, which has all that it needs, and write down how it went."""
         turn.started = self._now()
+        self._waits.turn(ask.task_id, turn_cause(ask.role))
         turn.watch = TurnWatch(
             bill,
             passage,
@@ -330,7 +345,10 @@ class Crew:
             role=ask.role, task_id=ask.task_id, round=ask.round, message=ask.message
         )
         prompt = await self._hooks.run(BEFORE_PROMPT, draft)
+        if ask.role is Role.WORKER:
+            self._waits.turn(ask.task_id, Cause.PLACE)
         async with self._desks.working(ask) as place:
+            self._waits.turn(ask.task_id, turn_cause(ask.role))
             return await self._send(ask, turn, prompt.message, place)
 
     async def _send(self, ask: Ask, turn: Turn, message: str, place: Workplace | None) -> Finished:
@@ -366,6 +384,7 @@ class Crew:
         elif isinstance(event, ToolCalled) and place is not None:
             for path in edited_paths(event):
                 place.on_edit(path)
+        self._waits.see(ask.task_id, event)
         if turn.watch is not None:
             turn.watch.see(event)
         for part in feed.take(event):

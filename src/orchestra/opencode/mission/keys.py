@@ -17,6 +17,7 @@ __all__ = (
     "STATE",
     "TASK",
     "TOTALS",
+    "WAITS",
     "WHY",
 )
 
@@ -48,5 +49,7 @@ WHY = "why/"
 """Why a task that was accepted ran once more."""
 TOTALS = "totals"
 """What the turns that have been taken notice of have consumed."""
+WAITS = "waits/"
+"""What tasks have waited for, one key for each commit with news of it."""
 OWNER = "owner"
 """The number of the owner who may write here; an earlier one is refused."""

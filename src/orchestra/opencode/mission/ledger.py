@@ -7,7 +7,7 @@ has not changed is not written again: the history grows with the changes. The ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -26,6 +26,7 @@ from orchestra.opencode.mission.keys import (
     SPENT,
     STATE,
     TASK,
+    WAITS,
 )
 from orchestra.opencode.mission.orders import (
     Ask,
@@ -43,7 +44,7 @@ from orchestra.opencode.mission.orders import (
 from orchestra.opencode.mission.ownership import Ownership
 from orchestra.opencode.mission.plain import clean, spec_to_plain
 from orchestra.opencode.mission.plan import Plan, TaskSpec
-from orchestra.opencode.mission.report import MissionOutcome, TaskState
+from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.saved import RUNNING, Attempt, SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.todo_file import place_section
@@ -134,6 +135,8 @@ class Ledger:
         self.attempts: dict[str, Attempt] = {}
         self.setup: Mapping[str, Any] | None = None
         """What is needed for going on with the mission, in plain form; written with the start."""
+        self.waits: Callable[[], Mapping[str, Any]] = dict
+        """Called with each commit: news of what tasks wait for, which are no reason for one."""
         self.todo: TodoList = TodoList(
             store, path=todo_path, is_synced=False, listener=self._conflicts.append
         )
@@ -162,7 +165,7 @@ class Ledger:
         """Write what the machine has decided, as one commit. A checkpoint if there is anything.
 
         The first call also writes that the mission has started, or goes on. Of a mission that is
-        interrupted only that is written, so that it can be gone on with.
+        interrupted, or whose backend is gone, only that is written: it can be gone on with.
 
         Args:
             commands: What the machine ordered.
@@ -184,6 +187,7 @@ class Ledger:
         }
         if not puts and plan is None:
             return
+        puts |= self._news()
 
         async def write(tx: Transaction) -> None:
             await self._check(tx)
@@ -216,12 +220,13 @@ class Ledger:
                 **self._about,
                 "state": RUNNING if finish is None else finish.outcome.value,
                 "reason": "" if finish is None else finish.reason,
+                "is_over": finish is not None and not finish.is_resumable,
             }
         if not self._has_begun and self.setup is not None:
             puts[SETUP] = self.setup
         marks: dict[str, TodoMark] = {}
         if finish is not None:
-            self._is_interrupted = finish.outcome is MissionOutcome.INTERRUPTED
+            self._is_interrupted = finish.is_resumable
         if not self._is_interrupted:  # also what is written after its end leaves it as it was
             puts[STATE] = source.record()
             for name in dict.fromkeys([*touched, *_touched(commands)]):
@@ -297,6 +302,25 @@ class Ledger:
             await self._owner.check(tx)
         else:
             await self._owner.enter(tx)
+
+    async def write_news(self) -> None:
+        """Write what did not come with a step in time; not before the start. A checkpoint then.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now.
+            StoreError: It cannot be written.
+        """
+
+        async def write(tx: Transaction) -> None:
+            await self._check(tx)
+            for key, value in news.items():
+                tx.put(key, value)
+
+        if self._has_begun and (news := self._news()):
+            await self._store.transact(write)
+
+    def _news(self) -> dict[str, Any]:
+        return {WAITS + name: self._plain(value) for name, value in self.waits().items()}
 
     def _plain(self, value: Any) -> Any:
         return clean(self._scrubber.value(value))

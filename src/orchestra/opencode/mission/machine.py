@@ -191,7 +191,8 @@ class MissionMachine:
         if self._finish is not None:
             return []
         if isinstance(event, StopRequested):
-            self._end(event.outcome, event.reason)
+            is_resumable = event.outcome is MissionOutcome.INTERRUPTED
+            self._end(event.outcome, event.reason, is_resumable=is_resumable)
         elif isinstance(event, WorkStarted):
             if (started := self._tickets.look(event.ticket)) is not None:
                 self._flow.on_started(started)
@@ -355,7 +356,8 @@ class MissionMachine:
             )
         if isinstance(event, AgentAnswered):
             if event.reason is FinishReason.LOST:
-                self._fail(f"the backend is gone: {describe(event)}")
+                reason = f"the backend is gone: {describe(event)}"
+                self._end(MissionOutcome.FAILED, reason, is_resumable=True)
             elif work.task is not None:
                 self._flow.on_answer(work, event)
             else:
@@ -382,12 +384,12 @@ class MissionMachine:
     def _wind_down(self, reason: str) -> None:
         self._last_reason = self._last_reason or reason
 
-    def _end(self, outcome: MissionOutcome, reason: str) -> None:
+    def _end(self, outcome: MissionOutcome, reason: str, *, is_resumable: bool = False) -> None:
         if self._finish is None:
             self._flow.end(reason)
             self._tickets.clear()
             self._phase = Phase.ENDED
-            self._finish = Finish(outcome=outcome, reason=reason)
+            self._finish = Finish(outcome=outcome, reason=reason, is_resumable=is_resumable)
             self._tickets.put(self._finish)
 
     # --- the plan ---

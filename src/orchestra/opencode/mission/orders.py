@@ -281,10 +281,14 @@ class Warn:
 
 @frozen(kw_only=True)
 class Finish:
-    """The mission is over: cancel what still runs. Always the last command."""
+    """The mission is over: cancel what still runs. Always the last command.
+
+    ``is_resumable`` says that it was none of the mission's doing, so that it can be gone on with.
+    """
 
     outcome: MissionOutcome
     reason: str
+    is_resumable: bool = False
 
 
 Order: TypeAlias = Ask | RunGates | Integrate | CheckPlan | AskApproval

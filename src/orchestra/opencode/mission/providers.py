@@ -22,6 +22,7 @@ from orchestra.events import CircuitChanged, CircuitState, RetryScheduled
 from orchestra.opencode.mission.allowances import ProviderSettings
 from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.recovery import MAX_RETRY_AFTER, ErrorClass, asks_for_rest, classify
+from orchestra.opencode.mission.waits import Cause
 
 __all__ = (
     "Cooldown",
@@ -178,13 +179,19 @@ class ProviderGate:
             return now.retry_after or 0.0
         return math.inf if now.probes_out else 0.0
 
-    async def wait_open(self, patience: float = math.inf) -> None:
+    async def wait_open(
+        self,
+        patience: float = math.inf,
+        *,
+        told: Callable[[Cause, float | None], object] = lambda _cause, _seconds: None,
+    ) -> None:
         """Wait until a turn may begin; what was waited for is checked again by `enter`.
 
         A checkpoint.
 
         Args:
             patience: Seconds to wait at most.
+            told: Called with what is waited for, and for how long as far as is known.
 
         Raises:
             ProviderAwayError: It takes longer.
@@ -197,6 +204,7 @@ class ProviderGate:
             if (left := self._closed_for()) > 0:
                 if now >= latest or (now + left > latest and math.isfinite(left)):
                     raise ProviderAwayError(self.why, left if math.isfinite(left) else None)
+                told(Cause.BREAKER, left if math.isfinite(left) else None)
                 with anyio.move_on_after(min(left, latest - now)):
                     await self._has_changed.wait()
                 continue
@@ -206,6 +214,7 @@ class ProviderGate:
                 place = self._cooldown.place(now)
             if place <= now:
                 return
+            told(Cause.COOLDOWN, place - now)
             await anyio.sleep(place - now)
 
     def enter(self) -> Passage | None:

@@ -74,6 +74,7 @@ from orchestra.opencode.mission.steps import OwnSteps, check_plan
 from orchestra.opencode.mission.subscriptions import Subscriptions
 from orchestra.opencode.mission.telling import as_event
 from orchestra.opencode.mission.transitions import OVER
+from orchestra.opencode.mission.wait_log import WaitLog
 from orchestra.opencode.people.cancelling import Quiescence
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.people.side import PeopleSide
@@ -145,7 +146,7 @@ class Mission(AsyncContextManagerMixin):
         saved: SavedMission | None = None,
     ) -> None:
         if saved is not None:
-            if not saved.is_unfinished:
+            if saved.is_over:
                 raise MissionError(f"mission {saved.id} has ended as {saved.state}; start another")
             directory, plan, settings = (
                 saved.directory,
@@ -177,6 +178,7 @@ class Mission(AsyncContextManagerMixin):
         self._team = team
         self._spending = Spending(self._settings.budget)
         gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
+        self._waits = WaitLog(self._now)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
             self._id,
@@ -192,6 +194,7 @@ class Mission(AsyncContextManagerMixin):
             now=self._now,
             post=self._post,
             publish=self._publish,
+            waits=self._waits,
         )
         self._checks = Checks(
             self._desks,
@@ -202,6 +205,7 @@ class Mission(AsyncContextManagerMixin):
             now=self._now,
             publish=self._publish,
             warn=self._warn,
+            waits=self._waits,
         )
         self._witness = Witness(
             self._directory,
@@ -336,6 +340,7 @@ class Mission(AsyncContextManagerMixin):
             if store is None:
                 store = await stack.enter_async_context(MemoryStore())
             self._continuity = self._keep_records(store)
+            self._continuity.ledger.waits = self._waits.take_news
             await self._continuity.claim()
             stack.push_async_callback(self._continuity.release)
             self._desks.places = Places(
@@ -443,12 +448,14 @@ class Mission(AsyncContextManagerMixin):
             work.start_soon(self._keep_todo)
         await self._people.begin()
         work.start_soon(self._keep_listening)
+        work.start_soon(self._waits.keep, self._continuity.ledger.write_news)
         if problem := await self._spending.begin(
             self._backend, self._directory, self._team.values()
         ):
             self._warn(problem)
         if self._saved is not None:
             self._saved.repay(self._spending)
+            self._waits.restore(self._saved.waits, self._saved.started_at)
         if self._settings.deadline is not None:
             work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
         if (seconds := self._spending.seconds_left()) is not None:
@@ -494,6 +501,7 @@ class Mission(AsyncContextManagerMixin):
 
     async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
+        self._waits.observe(commands)
         try:
             await self._continuity.record(commands, events, spent=self._spending.take_news())
         except StoreError as exc:
@@ -533,7 +541,7 @@ class Mission(AsyncContextManagerMixin):
     async def _fulfil(self, order: Order, scope: anyio.CancelScope) -> None:
         """Do what was ordered, until it is done or not wanted any more."""
         try:
-            with scope:
+            with scope, self._waits.during(order):
                 if isinstance(order, Ask):
                     await self._crew.work(order)
                 elif isinstance(order, CheckPlan):

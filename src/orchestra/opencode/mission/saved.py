@@ -26,19 +26,18 @@ from orchestra.opencode.mission.keys import (
     STATE,
     TASK,
     TOTALS,
+    WAITS,
     WHY,
 )
 from orchestra.opencode.mission.machine import MissionRecord
 from orchestra.opencode.mission.plain import spec_from_plain
 from orchestra.opencode.mission.plain_settings import from_plain
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
-from orchestra.opencode.mission.report import MissionOutcome
 from orchestra.opencode.mission.spending import Spending
 
 __all__ = ("Attempt", "SavedMission", "load_mission", "unfinished_missions")
 
 RUNNING = "running"
-_OPEN_ENDED = {RUNNING, MissionOutcome.INTERRUPTED.value}
 
 
 @frozen
@@ -65,6 +64,8 @@ class SavedMission:
         goal: What it is for.
         directory: The workspace.
         state: ``running`` when nobody has noted an end; else how it ended.
+        is_over: Whether there is nothing to go on with: it was neither killed nor interrupted, and
+            its backend did not go away.
         started_at: When it began, ISO 8601 in UTC.
         settings: The rules of its run, but for what a store cannot hold.
         agents: The agent of each role.
@@ -78,12 +79,14 @@ class SavedMission:
         why: Why tasks ran once more, by task.
         usage: What its turns have consumed.
         spent: What its turns have cost, as it was written.
+        waits: What its tasks have waited for, as it was written.
     """
 
     id: str
     goal: str
     directory: Path
     state: str
+    is_over: bool
     started_at: str
     settings: MissionSettings = field(factory=MissionSettings)
     agents: Mapping[Role, Agent] = field(factory=dict)
@@ -97,6 +100,7 @@ class SavedMission:
     why: Mapping[str, str] = field(factory=dict)
     usage: Usage = field(factory=Usage)
     spent: Mapping[str, Any] = field(factory=dict)
+    waits: Mapping[str, Any] = field(factory=dict)
 
     def repay(self, spending: Spending) -> None:
         """Let a mission's spending begin with what was paid.
@@ -107,11 +111,6 @@ class SavedMission:
         for part, name in self.record.parts if self.record is not None else ():
             spending.add_part(part.id, name)
         spending.restore(self.spent)
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether there is something to go on with: it was killed, or interrupted."""
-        return self.state in _OPEN_ENDED
 
 
 async def load_mission(store: MVCCStore, mission_id: str) -> SavedMission:
@@ -144,6 +143,7 @@ async def load_mission(store: MVCCStore, mission_id: str) -> SavedMission:
         goal=about["goal"],
         directory=Path(about["directory"]),
         state=about["state"],
+        is_over=about["is_over"],
         started_at=about["started_at"],
         settings=from_plain(MissionSettings, setup.get("settings", {})),
         agents={
@@ -159,6 +159,7 @@ async def load_mission(store: MVCCStore, mission_id: str) -> SavedMission:
         why=under(WHY),
         usage=Usage(**(everything.get(TOTALS) or {})),
         spent=under(SPENT),
+        waits=under(WAITS),
     )
 
 
@@ -202,7 +203,7 @@ async def unfinished_missions(store: MVCCStore) -> tuple[str, ...]:
         if name.startswith("mission_"):
             space = store.namespace(name)
             about = await space.get(MISSION)
-            if about is not None and about["state"] in _OPEN_ENDED:
+            if about is not None and not about["is_over"]:
                 first = await space.journal(0, limit=1)
                 found.append((about["started_at"], [each.time for each in first], name))
     return tuple(name for *_, name in sorted(found))

@@ -17,6 +17,7 @@ from typing import Any, final
 
 from attrs import evolve
 
+from orchestra import Priority
 from orchestra.errors import PlanError
 from orchestra.events import FinishReason
 from orchestra.opencode.mission.answers import VerdictError, parse_split, parse_verdict
@@ -502,7 +503,10 @@ class TaskFlow:
         if files is None:
             return
         kept = [self.tasks[name] for name in files.release(task.id, task.spec.files)]
-        for waiting in sorted(kept, key=lambda task: (task.spec.priority, task.position)):
+        urgency = list(Priority)  # the most urgent one first
+        for waiting in sorted(
+            kept, key=lambda task: (urgency.index(task.spec.priority), task.position)
+        ):
             if waiting.state is TaskState.READY:
                 self._try_work(waiting)
 

@@ -1,0 +1,172 @@
+"""Where the time of tasks goes: causes tile it, whatever happens, and the store has them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestra.opencode.mission.critical_path import critical_path
+from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, totals
+
+TASKS = ("", "a", "b", "a#1")
+TOLERANCE = 0.001
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[tuple[str, Cause | None, float, tuple[str, ...]]]:
+    """Any tasks change their causes at any times, that only go forward."""
+    now, found = 0.0, []
+    for _ in range(draw(st.integers(0, 30))):
+        now += draw(st.sampled_from([0.0, 0.0004, 0.0011, 0.5, 3.0]))
+        task = draw(st.sampled_from(TASKS))
+        cause = draw(st.none() | st.sampled_from(Cause)) if task else draw(st.sampled_from(Cause))
+        by = draw(st.lists(st.sampled_from(TASKS[1:]), max_size=2).map(tuple))
+        found.append((task, cause, now, by))
+    return found
+
+
+def write(steps: Sequence[tuple[str, Cause | None, float, tuple[str, ...]]]) -> WaitBook:
+    book = WaitBook(TOLERANCE)
+    book.begin("a")
+    book.begin("b")
+    book.begin("a#1", "a")
+    for task, cause, at, by in steps:
+        book.turn(task, cause, at, by=by)
+    return book
+
+
+def assert_tiles(segments: Sequence[Segment], end: float) -> None:
+    assert all(before.until == after.since for before, after in pairwise(segments))
+    assert all(segment.seconds > 0 for segment in segments)
+    assert sum(totals(segments).values()) == pytest.approx(end)
+    if segments:
+        assert segments[0].since == 0.0
+
+
+@given(changes())
+def test_causes_add_up_to_the_time_of_each_task(steps: list[Any]) -> None:
+    """The causes of a task tile its time from the mission's start to its own end."""
+    book = write(steps)
+    end = steps[-1][2] if steps else 0.0
+    book.end(end)
+    for task in TASKS:
+        wall, brief, current = end, 0, None
+        for name, cause, at, _ in steps:
+            if name == task and cause is not current:
+                current, brief = cause, brief + 1
+                wall = end if cause is not None else at
+        segments = book.segments(task, end)
+        until = segments[-1].until if segments else 0.0
+        # What lasts less than the tolerance has not been, so an end may be that much earlier.
+        assert until == pytest.approx(wall, abs=TOLERANCE * (brief + 1))
+        assert_tiles(segments, until)
+
+
+@given(changes(), st.lists(st.integers(0, 30), max_size=4))
+def test_the_book_can_be_made_of_what_was_written(steps: list[Any], commits: list[int]) -> None:
+    """Whenever it is written, the changes in the store make the same book, and each is there once."""
+    book, news = write([]), []
+    for number, (task, cause, at, by) in enumerate(steps):
+        book.turn(task, cause, at, by=by)
+        if number in commits:
+            news.append(book.take_news())
+    news.append(book.take_news())
+    assert book.take_news() == []
+    copy = WaitBook(TOLERANCE)
+    for each in json.loads(json.dumps(news)):
+        copy.restore(each)
+    assert sum(map(len, news)) <= len(steps)
+    for task in copy.tasks:
+        assert copy.segments(task, 100.0) == book.segments(task, 100.0)
+        assert copy.now(task) == book.now(task)
+
+
+@given(changes())
+def test_the_critical_path_tiles_the_mission(steps: list[Any]) -> None:
+    """The chain leads from the mission's end back to its start without a gap, and says whose it was."""
+    book = write([("", Cause.PLANNING, 0.0, ()), *steps])
+    path = critical_path(book, 100.0)
+    assert_tiles([step.segment for step in path], 100.0)
+    for step in path:
+        middle = (step.segment.since + step.segment.until) / 2
+        at = [each for each in book.segments(step.task, 100.0) if each.since <= middle < each.until]
+        assert at
+        assert step.segment.cause in {at[0].cause, Cause.RECORDS}
+
+
+def test_the_chain_goes_through_what_was_waited_for() -> None:
+    """The path follows dependencies and leases to whoever ended last, not to those that were early."""
+    book = WaitBook()
+    book.turn("", Cause.PLANNING, 0.0)
+    book.turn("", Cause.TASKS, 1.0)
+    for name in "abcd":
+        book.begin(name)
+    book.turn("a", Cause.WORK, 1.0)
+    book.turn("b", Cause.WORK, 1.0)
+    book.turn("c", Cause.DEPENDENCY, 1.0, by=["a", "b"])
+    book.turn("d", Cause.LEASE, 1.0, by=["c"])
+    book.turn("a", None, 3.0)
+    book.turn("b", None, 5.0)
+    book.turn("c", Cause.SLOT, 5.0, by=["worker"])
+    book.turn("c", Cause.WORK, 6.0)
+    book.turn("c", None, 8.0)
+    book.turn("d", Cause.WORK, 8.0)
+    book.turn("d", None, 9.0)
+    book.turn("", Cause.GATES, 9.5)
+    book.end(10.0)
+    assert [
+        (step.task, step.segment.cause, step.segment.since) for step in critical_path(book)
+    ] == [
+        ("", Cause.PLANNING, 0.0),
+        ("b", Cause.WORK, 1.0),
+        ("c", Cause.SLOT, 5.0),
+        ("c", Cause.WORK, 6.0),
+        ("d", Cause.WORK, 8.0),
+        ("", Cause.RECORDS, 9.0),
+        ("", Cause.GATES, 9.5),
+    ]
+
+
+def test_a_later_plan_goes_through_its_own_tasks() -> None:
+    """A task that a later plan begins again is on the path in the time in which it was begun."""
+    book = WaitBook()
+    book.turn("", Cause.TASKS, 0.0)
+    book.begin("a")
+    book.turn("a", Cause.WORK, 0.0)
+    book.turn("a", None, 2.0)
+    book.turn("", Cause.PLANNING, 2.0)
+    book.turn("", Cause.TASKS, 3.0)
+    book.turn("a", Cause.WORK, 3.0)
+    book.turn("a", None, 5.0)
+    book.end(5.0)
+    assert [segment.cause for segment in book.segments("a")] == [
+        Cause.WORK,
+        Cause.PLANNING,
+        Cause.WORK,
+    ]
+    assert [step.task for step in critical_path(book)] == ["a", "", "a"]
+
+
+def test_time_without_a_process_is_told() -> None:
+    """After a restart the time in between is nobody's; what others end is still waited for."""
+    book = WaitBook()
+    book.turn("", Cause.TASKS, 0.0)
+    book.begin("a")
+    book.begin("b")
+    book.turn("a", Cause.WORK, 1.0)
+    book.turn("b", Cause.DEPENDENCY, 1.0, by=["a"])
+    copy = WaitBook()
+    copy.restore(book.take_news())
+    copy.resume(11.0)
+    copy.end(12.0)
+    assert [(each.cause, each.seconds) for each in copy.segments("a")][1:] == [
+        (Cause.AWAY, 10.0),
+        (Cause.RECORDS, 1.0),
+    ]
+    assert [each.cause for each in copy.segments("b")][1:] == [Cause.AWAY, Cause.DEPENDENCY]
