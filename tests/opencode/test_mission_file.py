@@ -19,6 +19,7 @@ from orchestra.opencode.mission.file import (
     parse_mission,
     read_mission_file,
 )
+from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Role
 
@@ -374,3 +375,16 @@ def test_the_example_files_are_valid(name: str) -> None:
     mission = read_mission_file(path)
     assert mission.settings.permits(("python3", "-B", "-m", "unittest", "-q"))
     assert mission.template == path.parent / "sample"
+
+
+def test_isolation(tmp_path: Path) -> None:
+    """A mission file says where workers work, and a wrong word is refused."""
+    text = 'goal = "g"\n[backend]\nkind = "opencode"\n[workspace]\n'
+    chosen = 'isolation = "worktree"\nworktrees = "w"\nmerge_patience = 5\n'
+    mission = parse_mission(text + chosen, tmp_path / "m.toml")
+    assert mission.settings.isolation == Isolation(
+        kind="worktree", folder=tmp_path / "w", patience=5.0
+    )
+    assert parse_mission(text, tmp_path / "m.toml").settings.isolation == Isolation()
+    with pytest.raises(ConfigurationError, match="'shared' or 'worktree'"):
+        parse_mission(text + 'isolation = "none"', tmp_path / "m.toml")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         MissionTurn,
         SessionTold,
     )
+    from orchestra.opencode.mission.isolation import Isolation
     from orchestra.opencode.mission.memory.rules import MemorySettings
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.people_settings import PeopleSettings
@@ -111,6 +112,7 @@ __all__ = (
     "Evidence",
     "Finding",
     "GateSettings",
+    "Isolation",
     "LoopLimits",
     "MemorySettings",
     "Mission",
@@ -196,6 +198,7 @@ _HOMES = {
     "Evidence": "orchestra.opencode.mission.report",
     "Finding": "orchestra.opencode.mission.report",
     "GateSettings": "orchestra.opencode.mission.plan",
+    "Isolation": "orchestra.opencode.mission.isolation",
     "LoopLimits": "orchestra.opencode.mission.plan",
     "MemorySettings": "orchestra.opencode.mission.memory.rules",
     "Mission": "orchestra.opencode.mission.runner",

@@ -26,6 +26,7 @@ import orchestra
 from orchestra.errors import ConfigurationError, OrchestraError
 from orchestra.opencode.doctor import examine
 from orchestra.opencode.job import Job, prepare, run_job
+from orchestra.opencode.mission.isolation import ISOLATIONS
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
@@ -214,6 +215,11 @@ def _parser() -> _Parser:
         "--max-workers", type=_at_least_one, metavar="N", help="workers at once; default: 10"
     )
     run.add_argument(
+        "--isolation",
+        choices=ISOLATIONS,
+        help="all workers in the workspace, or each in a git worktree; default: shared",
+    )
+    run.add_argument(
         "--project-agents",
         action="store_true",
         help="obey the workspace's .orchestra/agents.toml or agents.json",
@@ -344,6 +350,7 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
             model=options.model,
             directory=options.dir,
             max_workers=options.max_workers,
+            isolation=options.isolation,
             project_agents=options.project_agents,
             max_tokens=options.max_tokens,
             max_cost=options.max_cost,

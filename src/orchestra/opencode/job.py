@@ -106,6 +106,9 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     if options.max_workers is not None:
         limits = {**settings.limits, Role.WORKER.value: options.max_workers}
         settings = attrs.evolve(settings, limits=limits)
+    if options.isolation is not None:
+        isolation = attrs.evolve(settings.isolation, kind=options.isolation)
+        settings = attrs.evolve(settings, isolation=isolation)
     limit = settings.budget.mission
     limit = Allowance(
         tokens=options.max_tokens or limit.tokens,

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.file import BackendKind
+from orchestra.opencode.mission.isolation import IsolationKind
 from orchestra.opencode.mission.saved import SavedMission
 
 __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
@@ -21,6 +22,7 @@ __all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes
 _RUN = "ORCHESTRA_RUN_ID"
 _KEPT = (
     "max_workers",
+    "isolation",
     "max_tokens",
     "max_cost",
     "max_time",
@@ -41,6 +43,7 @@ class JobOptions:
         model: The model of every role.
         directory: The workspace.
         max_workers: Workers at once.
+        isolation: Where workers work.
         project_agents: Whether the agents file of the workspace is read.
         must_approve: Whether somebody must approve the plan.
         notify: Whether people are told when the mission is over.
@@ -57,6 +60,7 @@ class JobOptions:
     model: str | None = None
     directory: Path | None = None
     max_workers: int | None = None
+    isolation: IsolationKind | None = None
     project_agents: bool = False
     must_approve: bool = False
     notify: bool = False

@@ -6,7 +6,6 @@ work. Work that names no files may change any file that nobody has a lease on.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
@@ -17,7 +16,7 @@ from attrs import define, field, frozen
 from orchestra.events import ToolCalled, ToolStatus
 from orchestra.opencode.mission.evidence import FileState
 
-__all__ = ("Fate", "Judgement", "Seat", "Seats", "edited_paths", "judge", "normal")
+__all__ = ("Fate", "Judgement", "Seat", "Seats", "edited_paths", "judge")
 
 
 class Fate(Enum):
@@ -55,6 +54,12 @@ class Seat:
     changed: set[str] = field(factory=set)
     before: dict[str, FileState | None] = field(factory=dict)
 
+    def renew(self) -> Seat:
+        """Return the seat of the next attempt: the same work, but nobody at it."""
+        return Seat(
+            self.task_id, self.files, own=self.own, changed=self.changed, before=self.before
+        )
+
     def covers(self, path: str) -> bool:
         """Whether it has a lease on a file, or on a folder that it is in.
 
@@ -79,15 +84,6 @@ class Judgement:
     owners: tuple[Seat, ...] = ()
     stray_of: Seat | None = None
     suspects: tuple[Seat, ...] = ()
-
-
-def normal(path: str) -> str:
-    """Return a declared path in the form in which a workspace's files are listed.
-
-    Args:
-        path: As somebody wrote it; relative to the workspace.
-    """
-    return posixpath.normpath(path.replace("\\", "/")).removeprefix("./")
 
 
 @final

@@ -66,7 +66,7 @@ class Copies:
         Raises:
             WorkplaceError: The workspace is too large to be copied, or cannot be.
         """
-        fence = await self.leases.take(task_id, files)
+        fence = await self.leases.take(task_id, ())  # others race for the same files
         copy = self._open.get(task_id)
         if copy is None:
             copy = self._open[task_id] = await self._make(task_id, files)
@@ -220,7 +220,7 @@ class _Copy(Workplace):
         if self._digest(changed) != tree:
             return Taken(is_moved=True)
         seat, workspace, leases = self.seat, self._copies.workspace, self._copies.leases
-        if problem := await leases.check(seat.task_id, seat.files, seat.fence):
+        if problem := await leases.check(seat.task_id, (), seat.fence):
             return Taken(problem=problem)
         await workspace.refresh()
         if moved := [path for path in changed if self._is_moved(path)]:
@@ -228,7 +228,7 @@ class _Copy(Workplace):
         files = {path: self._tree.files.get(path) for path in changed}
         if problem := await workspace.write(files, self.contents):
             return Taken(problem=problem)
-        problem = await leases.accept(seat.task_id, seat.files, seat.fence, tree)
+        problem = await leases.accept(seat.task_id, (), seat.fence, tree)
         await self._copies.remove(self)
         return Taken(problem=problem)
 

@@ -20,7 +20,6 @@ _UNDER_WAY = {
     TaskState.CHECKING,
     TaskState.REVIEWING,
     TaskState.MERGING,
-    TaskState.SPLIT,
 }
 
 

@@ -19,6 +19,7 @@ from orchestra.errors import ConfigurationError
 from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
 from orchestra.opencode.mission.file_people import read_people
+from orchestra.opencode.mission.isolation import ISOLATIONS, Isolation, IsolationKind
 from orchestra.opencode.mission.memory.rules import MemorySettings
 from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.prompt_limits import MAX_SYSTEM
@@ -197,9 +198,10 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     template = _folder(workspace, "template", folder)
     if "directory" in workspace and "template" in workspace:
         workspace.problem("", "expected either 'directory' or 'template', got both")
+    defaults = MissionSettings()
+    isolation = _isolation(workspace, defaults.isolation, folder)
     workspace.close()
 
-    defaults = MissionSettings()
     limits = root.table("limits")
     limit = {
         role.value: limits.integer(
@@ -241,6 +243,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
             ),
         ),
         gates=_gates(root, defaults.gates),
+        isolation=isolation,
         acceptance=commands,
         allow=tuple(dict.fromkeys((*commands, *named, *allow))),
         command_timeout=rules.seconds("command_timeout", defaults.command_timeout),
@@ -295,6 +298,16 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         agents=agents,
         roles=roles,
         agents_file=folder / agents_file if agents_file else None,
+    )
+
+
+def _isolation(table: Table, default: Isolation, base: Path) -> Isolation:
+    kind = table.choice("isolation", ISOLATIONS)
+    folder = table.text("worktrees")
+    return Isolation(
+        kind=cast("IsolationKind", kind or default.kind),
+        folder=base / Path(folder).expanduser() if folder else None,
+        patience=table.seconds("merge_patience", default.patience),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from attrs import field, frozen, validators
 
-__all__ = ("Isolation", "IsolationKind")
+__all__ = ("ISOLATIONS", "Isolation", "IsolationKind")
 
 IsolationKind: TypeAlias = Literal["shared", "worktree"]
+ISOLATIONS: tuple[IsolationKind, ...] = get_args(IsolationKind)
 
 
 @frozen(kw_only=True)
@@ -25,6 +26,6 @@ class Isolation:
             are under way, so that they are merged in plan order.
     """
 
-    kind: IsolationKind = field(default="shared", validator=validators.in_(("shared", "worktree")))
+    kind: IsolationKind = field(default="shared", validator=validators.in_(ISOLATIONS))
     folder: Path | None = None
     patience: float = field(default=600.0, validator=validators.ge(0))

@@ -10,7 +10,7 @@ from typing import final
 import anyio
 
 from orchestra import MVCCStore, WorkStealingPool
-from orchestra.opencode.mission.attribution import Seat, normal
+from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.copies import Copies
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.leases import Leases
@@ -19,6 +19,7 @@ from orchestra.opencode.mission.shared import SharedWorkplace
 from orchestra.opencode.mission.workplaces import Change, Workplace, WorkplaceError, Workplaces
 from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace
 from orchestra.opencode.mission.worktrees import Worktrees, default_home
+from orchestra.opencode.mission.write_sets import normal_path
 
 __all__ = ("Places",)
 
@@ -114,14 +115,14 @@ class Places(Workplaces):
         self, task_id: str, files: Sequence[str], *, is_apart: bool = False, position: int = 0
     ) -> Workplace:
         """See `Workplaces.open`."""
-        names = tuple(dict.fromkeys(normal(path) for path in files))
+        names = tuple(dict.fromkeys(normal_path(path) for path in files))
         if outside := [path for path in names if path.startswith(("..", "/"))]:
             raise WorkplaceError(f"{outside[0]} is not in the workspace, so nobody can write it")
         place: Workplace
         if not (is_apart or self._is_apart):
             place = await self._open_shared(task_id, names)
         elif (worktrees := await self._find_worktrees()) is not None:
-            place = await worktrees.open(task_id, names, position)
+            place = await worktrees.open(task_id, names, position, is_racing=is_apart)
         else:
             place = await self._copies.open(task_id, names)
         self._places[task_id] = place
@@ -134,9 +135,14 @@ class Places(Workplaces):
         if seat is None:
             seat = Seat(task_id, files)
             self._workspace.recall(seat, self._recalled.get(task_id, {}))
+        elif seat.working:
+            # An earlier attempt has not ended: what it still does is not this attempt's.
+            self._workspace.seats.leave(seat)
+            seat = seat.renew()
         seat.fence = fence
         seat.edited.clear()
         self._workspace.seats.enter(seat)
+        await self._workspace.settle_strays(files)
         return SharedWorkplace(self._workspace, seat, self._leases, fence)
 
     def find(self, task_id: str) -> Workplace | None:

@@ -109,8 +109,8 @@ class Workspace:
         self._forgotten: set[str] = set()
         self._seen: set[str] = set()
         self._authors: dict[str, Seat] = {}
-        self._later: dict[str, set[str]] = {}
-        self._present: dict[str, Seat] = {}
+        self._later: dict[str, tuple[Seat, ...]] = {}
+        self._present: dict[Seat, None] = {}
         self._lock = anyio.Lock()
         self._wanted = 0
         self._done = 0
@@ -146,7 +146,7 @@ class Workspace:
         before = self._tree
         if not self._is_watched or before is None:
             return
-        present = list(self._present.values())
+        present = list(self._present)
         try:
             tree = await self._watch.take(before)
         except TooLargeError as exc:
@@ -159,7 +159,7 @@ class Workspace:
         await self._settle_all(suspects, found, present)
         for seat in present:
             if not seat.working:
-                self._present.pop(seat.task_id, None)
+                self._present.pop(seat, None)
 
     async def stamp(self, paths: Sequence[str]) -> None:
         """Look at some files only, and settle them. A checkpoint.
@@ -172,7 +172,16 @@ class Workspace:
 
     async def _stamp(self, paths: Sequence[str]) -> None:
         found = await self._pool.run(_read_states, self._root, paths, self._contents)
-        await self._settle_all(paths, found, list(self._present.values()))
+        await self._settle_all(paths, found, list(self._present))
+
+    async def settle_strays(self, paths: Sequence[str]) -> None:
+        """Put back what others are about to leave in files that somebody now has a lease on.
+
+        Args:
+            paths: The files.
+        """
+        if any(path in self._later for path in paths):
+            await self.stamp(paths)
 
     # --- who is at work ---
 
@@ -184,7 +193,7 @@ class Workspace:
             seat: Whose.
         """
         seat.working += 1
-        self._present[seat.task_id] = seat
+        self._present[seat] = None
         try:
             yield
         finally:
@@ -252,7 +261,7 @@ class Workspace:
                 self._settle(path, None)
                 self._forgotten.add(path)
             elif judgement.fate is Fate.LATER:
-                self._later[path] = {seat.task_id for seat in judgement.suspects}
+                self._later[path] = judgement.suspects
             elif judgement.fate is Fate.PUT_BACK:
                 back[path] = judgement
             else:
@@ -262,11 +271,7 @@ class Workspace:
             await self._put_back(back, found)
 
     def _judge(self, path: str, present: Sequence[Seat]) -> Judgement:
-        there = list(present)
-        for name in self._later.get(path, ()):
-            seat = self.seats.get(name)
-            if seat is not None and seat not in there:
-                there.append(seat)
+        there = list(dict.fromkeys([*present, *self._later.get(path, ())]))
         author = self._authors.get(path)
         return judge(
             path,
@@ -316,7 +321,9 @@ class Workspace:
 
     def _tell(self, done: Restored, judgement: Judgement) -> None:
         stray_of = judgement.stray_of
-        if stray_of is not None:
+        if stray_of is not None and self.seats.get(stray_of.task_id) not in {None, stray_of}:
+            who = f"an earlier attempt at task {stray_of.task_id!r} changed {done.path}"
+        elif stray_of is not None:
             self.strays.setdefault(stray_of.task_id, []).append(done.path)
             who = f"task {stray_of.task_id!r} changed {done.path} without a lease on it"
         else:

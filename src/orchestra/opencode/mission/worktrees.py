@@ -122,24 +122,31 @@ class Worktrees:
 
     # --- one task's ---
 
-    async def open(self, task_id: str, files: tuple[str, ...], position: int) -> Worktree:
+    async def open(
+        self, task_id: str, files: tuple[str, ...], position: int, *, is_racing: bool
+    ) -> Worktree:
         """Give a task its worktree, or the one that it has. A checkpoint.
 
         Args:
             task_id: The task.
             files: What it may write.
             position: Its place in the plan.
+            is_racing: Whether others race with it for the same files: then its lease is on its
+                own attempts only.
 
         Raises:
             WorkplaceError: It cannot be made.
         """
-        fence = await self.leases.take(task_id, files)
+        leased = () if is_racing else files
+        fence = await self.leases.take(task_id, leased)
         place = self._open.get(task_id)
         if place is None:
             async with self._lock:
                 place = await self._make(task_id, files, position)
             self._open[task_id] = place
-        self.seats.enter(place.seat)
+        if not is_racing:
+            self.seats.enter(place.seat)
+        place.leased = leased
         place.seat.fence = fence
         return place
 
@@ -189,7 +196,6 @@ class Worktrees:
             place: The worktree.
             tree: What was checked.
         """
-        place.is_checked = True
         with anyio.move_on_after(self._patience):
             while self._comes_before(place):
                 await self._is_moved.wait()
@@ -211,7 +217,7 @@ class Worktrees:
             return Taken(is_moved=True)
         message = f"Task {seat.task_id}"
         change = await repository.commit(tree, message, place.base)
-        if problem := await self.leases.check(seat.task_id, seat.files, seat.fence):
+        if problem := await self.leases.check(seat.task_id, place.leased, seat.fence):
             return Taken(problem=problem)
         for _ in range(_MAX_TRIES):
             tip = await self.snapshot()
@@ -230,7 +236,7 @@ class Worktrees:
                 await self.workspace.written(touched)
             await self._move_tip(await repository.commit(merge.tree, message, tip, change))
             place.merged = change
-            problem = await self.leases.accept(seat.task_id, seat.files, seat.fence, tree)
+            problem = await self.leases.accept(seat.task_id, place.leased, seat.fence, tree)
             return Taken(problem=problem)
         return Taken(problem="the workspace changes all the time in files of this change")
 
@@ -346,7 +352,7 @@ class Worktree(Workplace):
         base: The commit that its change is seen against.
         position: The task's place in the plan.
         merged: The commit that was taken over.
-        is_checked: Whether its change waits to be taken over.
+        leased: The files that its lease is on.
     """
 
     def __init__(
@@ -361,7 +367,7 @@ class Worktree(Workplace):
         self.base: str = base
         self.position: int = position
         self.merged: str = ""
-        self.is_checked: bool = False
+        self.leased: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
