@@ -184,7 +184,6 @@ class Mission(AsyncContextManagerMixin):
         )
         self._team = team
         self._spending = Spending(self._settings.budget)
-        gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._waits = WaitLog(self._now)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
@@ -194,7 +193,7 @@ class Mission(AsyncContextManagerMixin):
             model=backend.model,
             settings=self._settings,
             controller=self._controller,
-            gates=gates,
+            gates=ProviderGates(self._settings.providers, backend.name, random=random.random),
             spending=self._spending,
             hooks=self._hooks,
             scrubber=self._scrubber,
