@@ -28,7 +28,7 @@ from pathlib import Path
 
 import anyio
 from anyio.from_thread import start_blocking_portal
-from tests.helpers.killable import PASSWORD, KillableServer
+from killable import PASSWORD, KillableServer
 
 from orchestra.opencode import read_task
 from orchestra.testing import ModelRequest, Rule, ScriptedModel, Step, ToolCall
