@@ -309,12 +309,8 @@ def ask(spec: TaskSpec, session: str, round_: int = 1) -> Ask:
 
 
 def memory_of(directory: Path, settings: MemorySettings | None = None) -> MissionMemory:
-    return MissionMemory(
-        "mission_1",
-        directory=directory,
-        settings=settings or MemorySettings(),
-        scrubber=Scrubber(None),
-    )
+    rules = evolve(QUICK, memory=settings or MemorySettings())
+    return MissionMemory("mission_1", directory, rules, Scrubber(None))
 
 
 async def test_it_survives_a_restart(tmp_path: Path, store: MVCCStore) -> None:

@@ -110,6 +110,7 @@ class Crew:
         waits: Takes what is waited for.
 
     Attributes:
+        memory: What agents are told of earlier work.
         timeline: The turns that have ended.
         usage: What they have consumed.
         opened: The ids of all the sessions that were opened.
@@ -147,7 +148,6 @@ class Crew:
         self._spending = spending
         self._hooks = hooks
         self._scrubber = scrubber
-        self._memory = memory
         self._now = now
         self._post = post
         self._publish = publish
@@ -155,6 +155,7 @@ class Crew:
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
         self._attempts: Attempts | None = None
+        self.memory: MissionMemory = memory
         self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage: Usage = Usage()
@@ -246,7 +247,7 @@ class Crew:
             finished = await self._take_turn(ask, turn, turn.watch)
             turn.finished = finished = await self._after_turn(ask, finished)
             if finished.reason is FinishReason.DONE:
-                self._memory.hear(ask, finished.text)
+                self.memory.hear(ask, finished.text)
             else:
                 passage.ended(self._answered(ask, turn, finished))
             return finished
@@ -337,7 +338,7 @@ class Crew:
     def _equip(self, ask: Ask) -> Agent:
         """Return whom to ask, with what this mission's rules and memory add to it."""
         agent = self._specialists.get(ask.agent) or self._agents[ask.role]
-        agent = self._memory.equip(ask, agent)
+        agent = self.memory.equip(ask, agent)
         room = max(self._settings.loop.depth - ask.depth, 0)
         rules = self._settings.people.permissions.get(ask.role.value, ())
         return evolve(

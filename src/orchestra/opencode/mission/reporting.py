@@ -13,7 +13,6 @@ from orchestra.errors import HookError
 from orchestra.opencode.mission.crew import Crew
 from orchestra.opencode.mission.hook_points import REPORT_READY
 from orchestra.opencode.mission.machine import MissionMachine
-from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import Finish
 from orchestra.opencode.mission.report import Evidence, MissionReport, Span, TaskState
 from orchestra.opencode.mission.scrubbing import Scrubber
@@ -37,7 +36,6 @@ class Reporter:
         directory: The workspace.
         machine: Knows the tasks.
         crew: Knows the turns.
-        memory: Knows what agents were told of earlier work.
         steps: Know what agents did and asked.
         spending: Knows what was paid.
         hooks: See the report before it is told.
@@ -49,7 +47,6 @@ class Reporter:
     directory: str
     machine: MissionMachine
     crew: Crew
-    memory: MissionMemory
     steps: OwnSteps
     spending: Spending
     hooks: HookRegistry
@@ -115,8 +112,8 @@ class Reporter:
                 "questions": self.steps.questions,
                 "tool_calls": self.steps.tool_calls,
                 "retries": self.machine.retries,
-                "memory_entries": self.memory.told,
-                "memory_characters": self.memory.characters,
+                "memory_entries": self.crew.memory.told,
+                "memory_characters": self.crew.memory.characters,
             },
         )
         try:

@@ -178,12 +178,7 @@ class Mission(AsyncContextManagerMixin):
         self._plan = plan
         self._notes = notes or {}
         self._saved = saved
-        self._memory = MissionMemory(
-            self._id,
-            directory=self._directory,
-            settings=self._settings.memory,
-            scrubber=self._scrubber,
-        )
+        self._memory = MissionMemory(self._id, self._directory, self._settings, self._scrubber)
         self._team = team
         self._spending = Spending(self._settings.budget)
         self._waits = WaitLog(self._now)
@@ -228,7 +223,6 @@ class Mission(AsyncContextManagerMixin):
             directory=str(self._directory),
             machine=self._machine,
             crew=self._crew,
-            memory=self._memory,
             steps=self._steps,
             spending=self._spending,
             hooks=self._hooks,
@@ -396,16 +390,14 @@ class Mission(AsyncContextManagerMixin):
                 work.start_soon(self._continuity.keep, self._lose)
                 self._publish(MissionStarted(at=self._now(), goal=self._goal))
                 commands = await self._continuity.begin()
-                for task in self._machine.task_reports():  # those of a mission that goes on
-                    self._memory.look(task)
                 if problem := await self._begin(work):
                     stop = StopRequested(reason=problem, outcome=MissionOutcome.FAILED)
                     commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands, events)
+                    await self._memory.take(commands, self._machine)
                     for command in commands:
                         finish = self._perform(work, command)
-                    await self._memory.flush()
                     if finish is None:
                         events = await self._mail.take()
                         commands = [
@@ -533,8 +525,6 @@ class Mission(AsyncContextManagerMixin):
         """Publish what the machine tells."""
         if isinstance(command, TaskMoved | PlanMade):
             self._is_todo_stale.set()
-        if isinstance(command, TaskMoved):
-            self._memory.look(self._machine.task_report(command.task_id))
         if isinstance(command, TaskAdded):
             self._spending.add_part(command.spec.id, command.parent)
         elif isinstance(command, TaskMoved) and command.state in _GIVEN_UP:
@@ -571,12 +561,8 @@ class Mission(AsyncContextManagerMixin):
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
-        self._mail.post(
-            StopRequested(
-                reason=f"the mission's {what} of {seconds:g} s is over",
-                outcome=MissionOutcome.FAILED,
-            )
-        )
+        reason = f"the mission's {what} of {seconds:g} s is over"
+        self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     async def _keep_todo(self) -> None:
         """Write the plan whenever it changed, and look for edits of others in between."""

@@ -11,13 +11,13 @@ from attrs import define, evolve, field
 
 from orchestra import Agent, MVCCStore, Transaction
 from orchestra.errors import StoreError
+from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.memory.index import MemoryIndex, Question
 from orchestra.opencode.mission.memory.lessons import from_accepted, from_brief, from_rejected
 from orchestra.opencode.mission.memory.project import ProjectMemory
 from orchestra.opencode.mission.memory.rules import (
     Contribution,
     MemoryEntry,
-    MemorySettings,
     MemoryTier,
     Tally,
     combine,
@@ -28,9 +28,9 @@ from orchestra.opencode.mission.memory.rules import (
 )
 from orchestra.opencode.mission.memory.telling import choose, memory_block
 from orchestra.opencode.mission.messages import read_task
-from orchestra.opencode.mission.orders import Ask
+from orchestra.opencode.mission.orders import Ask, Command, TaskMoved
 from orchestra.opencode.mission.plain import clean
-from orchestra.opencode.mission.plan import Role
+from orchestra.opencode.mission.plan import MissionSettings, Role
 from orchestra.opencode.mission.prompt_limits import system_room, with_system_text
 from orchestra.opencode.mission.report import MissionOutcome, TaskReport, TaskState
 from orchestra.opencode.mission.scrubbing import Scrubber
@@ -100,22 +100,23 @@ class MissionMemory:
     Args:
         mission_id: The mission; the tiers of the mission are in the namespace of that name.
         directory: The workspace.
-        settings: Whether it remembers, and how much it tells.
+        settings: Say whether it remembers, and how much it tells.
         scrubber: Takes secrets out of what is remembered.
     """
 
     def __init__(
-        self, mission_id: str, *, directory: Path, settings: MemorySettings, scrubber: Scrubber
+        self, mission_id: str, directory: Path, settings: MissionSettings, scrubber: Scrubber
     ) -> None:
         self._id = mission_id
         self._directory = directory
-        self._settings = settings
+        self._settings = settings.memory
         self._scrubber = scrubber
-        self._is_on = settings.is_on
+        self._is_on = settings.memory.is_on
         self._index = MemoryIndex()
         self._work: dict[str, _Work] = {}
         self._tallies: dict[str, Tally] = {}
         self._number = 0
+        self._has_caught_up = False
         self._unwritten: set[str] = set()
         self._unwritten_work: set[str] = set()
         self._store: MVCCStore | None = None
@@ -161,6 +162,24 @@ class MissionMemory:
             known = self._work[key.removeprefix(_WORK)] = _Work.of(plain)
             for name, tally in known.tallies.items():
                 self._tallies[name] = self._tally(name).plus(tally)
+
+    async def take(self, commands: Iterable[Command], machine: MissionMachine) -> None:
+        """Learn from what was decided, and write it. A checkpoint if there is anything.
+
+        Args:
+            commands: What the machine ordered.
+            machine: Knows the tasks; the first time, all of them are looked at, since a mission
+                that goes on may have stopped before everything was learned.
+        """
+        if self._has_caught_up:
+            for command in commands:
+                if isinstance(command, TaskMoved):
+                    self.look(machine.task_report(command.task_id))
+        else:
+            self._has_caught_up = True
+            for report in machine.task_reports():
+                self.look(report)
+        await self.flush()
 
     async def flush(self) -> None:
         """Write what has changed since the last time. A checkpoint if anything has."""
