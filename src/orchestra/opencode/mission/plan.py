@@ -44,8 +44,8 @@ class TaskMode(Enum):
     NORMAL = "normal"
     """One worker."""
     RACE = "race"
-    """Several workers, each in a copy of the workspace: the first that is accepted wins, the
-    others are cancelled and their changes discarded."""
+    """Several workers, each in a copy of the workspace. The first that is accepted wins; the others
+    are cancelled, and what they changed is discarded."""
     FRACTAL = "fractal"
     """One worker, who may split the task once more, inside its own files and budget."""
 

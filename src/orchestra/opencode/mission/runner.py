@@ -395,7 +395,8 @@ class Mission(AsyncContextManagerMixin):
                     commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands, events)
-                    await self._memory.take(commands, self._machine)
+                    if not self._continuity.is_lost:
+                        await self._memory.take(commands, self._machine)
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
