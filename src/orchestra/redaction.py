@@ -29,6 +29,9 @@ _OVERLAP = 4_096
 """Characters of a longer line that are held back, in which a secret may be under way."""
 _CONTEXT = 128
 """Characters before a secret that may tell that it is one."""
+_SHORT = 200
+_MOST_SHORT = 4_096
+"""How many texts of at most that many characters are remembered to hold no secret."""
 _KEY = 32_768
 """Characters of a private key up to which it is held back as a whole."""
 _KEY_BEGINS = re.compile(r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
@@ -101,7 +104,8 @@ class Redactor:
         # "curl -H 'Authorization: Bearer [redacted:authorization]'"
 
     It looks for the formats of `SECRET_RULES`, for values that you name, and for tokens that look
-    drawn at random. Pure: no I/O, no state, safe to share. A scan takes time in proportion to the
+    drawn at random. Pure: no I/O, safe to share; it remembers short texts without secrets, so
+    that what records say again and again is looked at once. A scan takes time in proportion to the
     text. What is redacted stays as it is when it is redacted again.
 
     It cannot know everything: a password in a sentence, or one that is a word, passes.
@@ -146,6 +150,7 @@ class Redactor:
     )
 
     _ranked: tuple[tuple[_Rule, SecretRule], ...] = field(init=False, repr=False, eq=False)
+    _harmless: set[str] = field(init=False, repr=False, eq=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         ranked = tuple(
@@ -170,8 +175,14 @@ class Redactor:
         Args:
             text: The text.
         """
+        if text in self._harmless:
+            return text
         spans = self._spans(text)
         if not spans:
+            if len(text) <= _SHORT:
+                if len(self._harmless) >= _MOST_SHORT:
+                    self._harmless.clear()
+                self._harmless.add(text)
             return text
         parts: list[str] = []
         position = 0
