@@ -28,8 +28,8 @@ from pathlib import Path
 
 import anyio
 from anyio.from_thread import start_blocking_portal
-from tests.helpers.killable import PASSWORD, KillableServer
 
+from benchmarks.killable import PASSWORD, KillableServer
 from orchestra.opencode import read_task
 from orchestra.testing import ModelRequest, Rule, ScriptedModel, Step, ToolCall
 

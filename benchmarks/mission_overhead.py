@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from pathlib import Path
 from statistics import median
 
 import anyio
@@ -50,7 +49,7 @@ async def mission(tasks: int) -> MissionReport:
 
     async def worker(turn: Turn) -> str:
         # What is not written is not done: the gates would refuse it.
-        Path(turn.directory, read_task(turn.prompt).files[0]).touch()
+        await anyio.Path(turn.directory, read_task(turn.prompt).files[0]).touch()
         return "done"
 
     async def reviewer(_turn: Turn) -> str:

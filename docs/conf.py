@@ -31,7 +31,10 @@ python_use_unqualified_type_names = True
 # Names of other projects. Their documentation is elsewhere, and building this one needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(orchestra\.\w+\.)?[PT]"),  # what a decorator takes and gives
-    (r"py:.*", r"(anyio|attrs?|collections|pathlib|types|typing|os|enum|contextlib|abc|re|decimal)\..*"),
+    (
+        r"py:.*",
+        r"(anyio|attrs?|collections|pathlib|types|typing|os|enum|contextlib|abc|re|decimal)\..*",
+    ),
     (r"py:.*", r"(signal\.)?Signals|EndingFunction|BeforeExit|ClosedResourceError|Place|Stock"),
     (r"py:.*", r"(Path|Any|Self|TracebackType|PathLike|Enum|ABC|TypeAlias)"),
     (r"py:.*", r"(Async)?(Iterator|Iterable|Generator)|Mapping|Callable|Awaitable|Sequence"),

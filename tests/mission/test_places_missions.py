@@ -159,12 +159,12 @@ async def test_a_paused_worker_that_wakes_after_its_lease_moved(tmp_path: Path) 
     assert rounds == 2
     assert report.outcome is MissionOutcome.ACCEPTED
     assert (tmp_path / "a").read_text() == "good"
-    quarantined = [path for path in (tmp_path / ".orchestra/quarantine").rglob("a")]
+    quarantined = [path for path in (tmp_path / ".orchestra/quarantine").rglob("a")]  # noqa: C416
     assert [path.read_text() for path in quarantined] == ["late"]
 
 
 @pytest.mark.parametrize("is_repository", [True, False])
-async def test_a_race(is_repository: bool, tmp_path: Path) -> None:
+async def test_a_race(is_repository: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """Each racer has a copy; the first accepted one's change is taken over, the others' is not."""
     (tmp_path / "a").write_text("start")
     if is_repository:

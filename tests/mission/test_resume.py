@@ -261,7 +261,7 @@ async def test_a_mission_whose_backend_went_away_goes_on(tmp_path: Path) -> None
         )
         async with mission:
             lost = AgentAnswered(ticket=1, reason=FinishReason.LOST)
-            mission._post(lost)
+            mission._mail.post(lost)
             with anyio.fail_after(30):
                 report = await mission.wait_finished()
         assert report.outcome is MissionOutcome.FAILED

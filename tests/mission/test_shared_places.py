@@ -354,7 +354,7 @@ class Play:
         self.accepted: dict[str, str] = {}
         self.count = 0
 
-    async def step(self, what: str, who: int, path: str, by_tool: bool) -> None:
+    async def step(self, what: str, who: int, path: str, by_tool: bool) -> None:  # noqa: C901, FBT001
         if who not in self.place:
             self.place[who] = await self.places.open(f"t{who}", [FILES[who]])
             self.left.pop(who, None)

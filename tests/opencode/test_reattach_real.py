@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
-from killable import PASSWORD, KillableServer
+from benchmarks.killable import PASSWORD, KillableServer
 
 from orchestra.abc import Agent, Session
 from orchestra.events import Finished, FinishReason, Started, TextReceived

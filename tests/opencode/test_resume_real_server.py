@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from anyio.from_thread import start_blocking_portal
 from benchmarks.kill_and_resume import asked, kill_run, rules
-from tests.helpers.killable import KillableServer
+from benchmarks.killable import KillableServer
 
 from orchestra.opencode.cli import main
 from orchestra.testing import ScriptedModel

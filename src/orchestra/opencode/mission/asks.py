@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from orchestra.opencode.mission.messages import reviewer_message, worker_message
 from orchestra.opencode.mission.orders import Ask, RunGates
-from orchestra.opencode.mission.plan import MissionSettings, Role
+from orchestra.opencode.mission.plan import MissionSettings, Role, TaskMode, TaskSpec
 from orchestra.opencode.mission.tracking import TrackedTask
 
-__all__ = ("reviewer_ask", "unit_gates", "worker_ask", "worker_session")
+__all__ = ("racers_of", "reviewer_ask", "unit_gates", "worker_ask", "worker_session")
+
+
+def racers_of(spec: TaskSpec) -> list[TaskSpec]:
+    """Return the tasks that race for another one.
+
+    Args:
+        spec: What they race for.
+    """
+    return [
+        evolve(spec, id=f"{spec.id}#{number}", mode=TaskMode.NORMAL, depends=())
+        for number in range(1, spec.racers + 1)
+    ]
 
 
 def worker_session(task: TrackedTask) -> str:

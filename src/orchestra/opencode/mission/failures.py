@@ -14,9 +14,9 @@ from orchestra.errors import (
 from orchestra.events import Finished, FinishReason, TurnError
 from orchestra.opencode.mission.hook_points import BEFORE_PROMPT
 from orchestra.opencode.mission.orders import AgentAnswered
-from orchestra.opencode.mission.report import CommandResult
+from orchestra.opencode.mission.report import CommandResult, Receipt
 
-__all__ = ("as_finished", "describe", "explain")
+__all__ = ("as_finished", "describe", "explain", "warnings_of")
 
 _MAX_MESSAGE = 1_500
 
@@ -78,3 +78,20 @@ def _reason(exc: Exception, *, is_useless: bool) -> FinishReason:
     if isinstance(exc, BlockedError):
         return FinishReason.BLOCKED
     return FinishReason.REFUSED if is_useless else FinishReason.FAILED
+
+
+def warnings_of(task_id: str, receipt: Receipt) -> list[str]:
+    """Say what of a task's gates should be known, whether they passed or not.
+
+    Args:
+        task_id: The task.
+        receipt: What its gates have shown.
+    """
+    warnings = []
+    if refused := sum(bool(result.refusal) for result in receipt.commands):
+        noun = "acceptance command" if refused == 1 else "acceptance commands"
+        warnings.append(f"task {task_id!r}: {refused} {noun} not on the allow list and not run")
+    if receipt.strays:
+        names = ", ".join(receipt.strays[:5])
+        warnings.append(f"task {task_id!r} changed files that it has no lease on: {names}")
+    return warnings

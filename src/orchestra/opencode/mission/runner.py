@@ -40,6 +40,7 @@ from orchestra.opencode.mission.events import (
 )
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.mailbox import Mailbox
 from orchestra.opencode.mission.orders import (
     Ask,
     Cancel,
@@ -162,6 +163,7 @@ class Mission(AsyncContextManagerMixin):
         if self._settings.must_approve and approve is None and store is None:
             raise ValueError("must_approve is set, but nobody can be asked: give approve or store")
         self._person = approve
+        self._mail = Mailbox()
         self._scrubber = Scrubber(self._settings.redactor)
         self._goal = self._scrubber.text(goal.strip())
         team = {**ROLE_AGENTS, **(agents or {})}
@@ -192,7 +194,7 @@ class Mission(AsyncContextManagerMixin):
             hooks=self._hooks,
             scrubber=self._scrubber,
             now=self._now,
-            post=self._post,
+            post=self._mail.post,
             publish=self._publish,
             waits=self._waits,
         )
@@ -238,8 +240,6 @@ class Mission(AsyncContextManagerMixin):
         self._is_entered = False
         self._warnings: list[str] = []
         self._scopes: dict[int, anyio.CancelScope] = {}
-        self._inbox: list[Event] = []
-        self._has_mail = anyio.Event()
 
     # --- for the caller ---
 
@@ -295,7 +295,7 @@ class Mission(AsyncContextManagerMixin):
         Args:
             reason: Why; goes into the report.
         """
-        self._post(StopRequested(reason=self._scrubber.text(reason)))
+        self._mail.post(StopRequested(reason=self._scrubber.text(reason)))
 
     async def cancel(self, reason: str = "it was cancelled") -> Quiescence:
         """End the mission, and see that nothing of it runs any more. Always a checkpoint.
@@ -395,7 +395,7 @@ class Mission(AsyncContextManagerMixin):
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
-                        events = await self._next_events()
+                        events = await self._mail.take()
                         commands = [
                             each for event in events for each in self._machine.handle(event)
                         ]
@@ -464,17 +464,6 @@ class Mission(AsyncContextManagerMixin):
             await self._witness.begin()
         return await self._desks.begin(self._continuity.inputs)
 
-    def _post(self, event: Event) -> None:
-        self._inbox.append(event)
-        self._has_mail.set()
-
-    async def _next_events(self) -> list[Event]:
-        while not self._inbox:
-            self._has_mail = anyio.Event()
-            await self._has_mail.wait()
-        events, self._inbox = self._inbox, []
-        return events
-
     def _keep_records(self, store: MVCCStore) -> Continuity:
         if self._saved is not None:
             self._crew.usage = self._saved.usage
@@ -497,7 +486,7 @@ class Mission(AsyncContextManagerMixin):
 
     def _lose(self) -> None:
         reason = "somebody else has taken the workspace over, since this process was away too long"
-        self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
+        self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
         """Write what was decided; if that fails, the decision is to end the mission."""
@@ -545,17 +534,17 @@ class Mission(AsyncContextManagerMixin):
                 if isinstance(order, Ask):
                     await self._crew.work(order)
                 elif isinstance(order, CheckPlan):
-                    self._post(await check_plan(order, self._hooks, self._scrubber))
+                    self._mail.post(await check_plan(order, self._hooks, self._scrubber))
                 elif isinstance(order, RunGates):
-                    self._post(await self._checks.run(order))
+                    self._mail.post(await self._checks.run(order))
                 elif isinstance(order, Integrate):
-                    self._post(await self._desks.integrate(order))
+                    self._mail.post(await self._desks.integrate(order))
                 else:
                     shown = self._steps.show_plan(order.plan)
-                    self._post(await self._people.approve(order, shown))
+                    self._mail.post(await self._people.approve(order, shown))
         except StoreError as exc:
             reason = f"the mission's state cannot be written: {exc}"
-            self._post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
+            self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
             self._tell_of_places()
@@ -563,11 +552,11 @@ class Mission(AsyncContextManagerMixin):
     # --- clock, people ---
 
     async def _keep_listening(self) -> None:
-        self._post(await self._people.wait_cancel())
+        self._mail.post(await self._people.wait_cancel())
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
-        self._post(
+        self._mail.post(
             StopRequested(
                 reason=f"the mission's {what} of {seconds:g} s is over",
                 outcome=MissionOutcome.FAILED,

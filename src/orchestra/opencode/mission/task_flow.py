@@ -22,12 +22,13 @@ from orchestra.errors import PlanError
 from orchestra.events import FinishReason
 from orchestra.opencode.mission.answers import VerdictError, parse_split, parse_verdict
 from orchestra.opencode.mission.asks import (
+    racers_of,
     reviewer_ask,
     unit_gates,
     worker_ask,
     worker_session,
 )
-from orchestra.opencode.mission.failures import describe, explain
+from orchestra.opencode.mission.failures import describe, explain, warnings_of
 from orchestra.opencode.mission.messages import (
     CHANGED_STRATEGY,
     repeat_message,
@@ -326,16 +327,10 @@ class TaskFlow:
     def on_gates(self, work: OpenWork, event: GatesFinished) -> None:
         """A task's gates have run."""
         task = work.of_task
-        task.receipt = event.receipt
+        task.receipt, task.evidence = event.receipt, event.evidence
         task.commands = event.receipt.commands
-        task.evidence = event.evidence
-        refused = sum(bool(result.refusal) for result in task.commands)
-        if refused:
-            noun = "acceptance command" if refused == 1 else "acceptance commands"
-            self._warn(f"task {task.id!r}: {refused} {noun} not on the allow list and not run")
-        if event.receipt.strays:
-            names = ", ".join(event.receipt.strays[:5])
-            self._warn(f"task {task.id!r} changed files that it has no lease on: {names}")
+        for warning in warnings_of(task.id, event.receipt):
+            self._warn(warning)
         failed = [explain(result) for result in task.commands if result.is_failed]
         if problems := (*event.receipt.problems, *failed):
             self._send_back(task, problems, event.receipt)
@@ -488,13 +483,7 @@ class TaskFlow:
             self._tickets.put(TaskHeld(task_id=task.id, holder=holder))
             return
         if task.spec.mode is TaskMode.RACE and task.parent is None:
-            self._add_parts(
-                task,
-                [
-                    evolve(task.spec, id=f"{task.id}#{number}", mode=TaskMode.NORMAL, depends=())
-                    for number in range(1, task.spec.racers + 1)
-                ],
-            )
+            self._add_parts(task, racers_of(task.spec))
             return
         self._ask_worker(task)
 
@@ -596,11 +585,7 @@ class TaskFlow:
             self._on_concluded()
 
     def end(self, reason: str) -> None:
-        """The mission ends early: what was begun has failed, what was not begun is skipped.
-
-        Args:
-            reason: Why it ends.
-        """
+        """End early: what was begun has failed for that reason, the rest is skipped."""
         for task in self.tasks.values():
             if task.state in OVER:
                 continue
