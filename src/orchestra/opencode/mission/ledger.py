@@ -338,12 +338,10 @@ class Ledger:
         if not key.startswith(TASK) or value is None:
             return self._plain(value)
         before, done = self._fields.get(key, ({}, {}))
-        plain = {
-            name: done[name]
-            if name in done and before[name] == item
-            else self._plain({name: item})[name]
-            for name, item in value.items()
+        changes = {
+            name: item for name, item in value.items() if name not in done or before[name] != item
         }
+        plain = {**done, **self._plain(changes)}
         self._fields[key] = value, plain
         return plain
 

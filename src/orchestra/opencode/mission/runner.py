@@ -87,6 +87,8 @@ _logger = logging.getLogger(__name__)
 _GIVEN_UP = {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
+_TODO_REST = 9
+"""How many times as long as it takes to write TODO.md it is left alone afterwards."""
 _QUIET_LIMIT = 10.0
 """Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
@@ -569,8 +571,10 @@ class Mission(AsyncContextManagerMixin):
             with anyio.move_on_after(_LOOK_INTERVAL):
                 await self._is_todo_stale.wait()
             self._is_todo_stale = anyio.Event()
+            began = self._now()
             with anyio.CancelScope(shield=True):
                 await self._continuity.show(self._warn)
+            await anyio.sleep(_TODO_REST * (self._now() - began))  # a long list takes long
 
     def _tell_of_places(self) -> None:
         warnings = self._desks.places.warnings

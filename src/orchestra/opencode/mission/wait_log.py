@@ -125,7 +125,7 @@ class WaitLog:
 
     def _wait_for(self, task: str, depends: Iterable[str], now: float) -> None:
         # What is accepted already is not waited for, and has no cause any more.
-        names = [name for name in dict.fromkeys(depends) if self.book.now(name) is not None]
+        names = [name for name in dict.fromkeys(depends) if self.book.is_open(name)]
         missing = [name for name in depends if name not in self.book.tasks]
         by = dict.fromkeys([*names, *missing])
         self.book.turn(task, Cause.DEPENDENCY if by else Cause.RECORDS, now, by=by)
@@ -178,7 +178,7 @@ class WaitLog:
     def _turn(
         self, task: str, cause: Cause, *, by: Iterable[str] = (), seconds: float | None = None
     ) -> None:
-        if self.book.now(task) is not None:
+        if self.book.is_open(task):
             now = self.now()
             expected = None if seconds is None else now + seconds
             self.book.turn(task, cause, now, by=by, expected=expected)

@@ -199,7 +199,7 @@ class WaitBook:
         if line.marks:
             last = line.marks[-1]
             is_over = last.cause is None and cause is None
-            if is_over or evolve(mark, since=last.since) == last:
+            if is_over or (cause, mark.by, mark.expected) == (last.cause, last.by, last.expected):
                 return
             # What was over within the tolerance has not been.
             is_brief = mark.since - last.since < self._tolerance and last.cause is not None
@@ -235,6 +235,15 @@ class WaitBook:
             task: The task.
         """
         return self._lines[task].above if task in self._lines else _MISSION
+
+    def is_open(self, task: str) -> bool:
+        """Whether a task's time is being spent on something.
+
+        Args:
+            task: The task.
+        """
+        line = self._lines.get(task)
+        return line is not None and bool(line.marks) and line.marks[-1].cause is not None
 
     def now(self, task: str) -> Segment | None:
         """Return what a task's time is spent on now; None: it is over, or unknown.
