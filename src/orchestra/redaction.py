@@ -29,9 +29,6 @@ _OVERLAP = 4_096
 """Characters of a longer line that are held back, in which a secret may be under way."""
 _CONTEXT = 128
 """Characters before a secret that may tell that it is one."""
-_SHORT = 200
-_MOST_SHORT = 4_096
-"""How many texts of at most that many characters are remembered to hold no secret."""
 _KEY = 32_768
 """Characters of a private key up to which it is held back as a whole."""
 _KEY_BEGINS = re.compile(r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
@@ -67,6 +64,10 @@ class _Rule:
     description: str
 
 
+_SHORT = 120
+_REMEMBERED = 4_096
+"""Texts in which nothing was found, of up to 120 characters, that are not read again: names, paths
+and states come a thousand times. None of them is a secret."""
 _KNOWN = _Rule(-1, "known", "a secret that was named")
 _DRAWN = _Rule(1_000, "high-entropy", "a random token")
 
@@ -104,9 +105,9 @@ class Redactor:
         # "curl -H 'Authorization: Bearer [redacted:authorization]'"
 
     It looks for the formats of `SECRET_RULES`, for values that you name, and for tokens that look
-    drawn at random. Pure: no I/O, safe to share; it remembers short texts without secrets, so
-    that what records say again and again is looked at once. A scan takes time in proportion to the
-    text. What is redacted stays as it is when it is redacted again.
+    drawn at random. No I/O; safe to share. A scan takes time in proportion to the text, and short
+    texts in which there was nothing are remembered. What is redacted stays as it is when it is
+    redacted again.
 
     It cannot know everything: a password in a sentence, or one that is a word, passes.
 
@@ -150,13 +151,14 @@ class Redactor:
     )
 
     _ranked: tuple[tuple[_Rule, SecretRule], ...] = field(init=False, repr=False, eq=False)
-    _harmless: set[str] = field(init=False, repr=False, eq=False, factory=set)
+    _clean: set[str] = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         ranked = tuple(
             (_Rule(rank, rule.kind, rule.description), rule) for rank, rule in enumerate(self.rules)
         )
         object.__setattr__(self, "_ranked", ranked)  # as a frozen class must
+        object.__setattr__(self, "_clean", set())
 
     def find(self, text: str) -> tuple[Secret, ...]:
         """Return where secrets are, in order, without overlaps.
@@ -175,14 +177,8 @@ class Redactor:
         Args:
             text: The text.
         """
-        if text in self._harmless:
-            return text
         spans = self._spans(text)
         if not spans:
-            if len(text) <= _SHORT:
-                if len(self._harmless) >= _MOST_SHORT:
-                    self._harmless.clear()
-                self._harmless.add(text)
             return text
         parts: list[str] = []
         position = 0
@@ -233,6 +229,16 @@ class Redactor:
         return f"[redacted:{rule.kind}#{digest}]"
 
     def _spans(self, text: str) -> list[_Span]:
+        if text in self._clean:
+            return []
+        spans = self._scan(text)
+        if not spans and len(text) <= _SHORT:
+            if len(self._clean) >= _REMEMBERED:
+                self._clean.clear()
+            self._clean.add(text)
+        return spans
+
+    def _scan(self, text: str) -> list[_Span]:
         found = sorted(
             chain(self._known_spans(text), self._rule_spans(text), self._drawn_spans(text)),
             key=lambda span: (span[0], span[1], span[2].rank),

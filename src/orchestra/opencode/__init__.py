@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         SessionTold,
     )
     from orchestra.opencode.mission.isolation import Isolation
+    from orchestra.opencode.mission.memory.rules import MemorySettings
     from orchestra.opencode.mission.messages import read_task
     from orchestra.opencode.mission.people_settings import PeopleSettings
     from orchestra.opencode.mission.plan import (
@@ -113,6 +114,7 @@ __all__ = (
     "GateSettings",
     "Isolation",
     "LoopLimits",
+    "MemorySettings",
     "Mission",
     "MissionEvent",
     "MissionFile",
@@ -198,6 +200,7 @@ _HOMES = {
     "GateSettings": "orchestra.opencode.mission.plan",
     "Isolation": "orchestra.opencode.mission.isolation",
     "LoopLimits": "orchestra.opencode.mission.plan",
+    "MemorySettings": "orchestra.opencode.mission.memory.rules",
     "Mission": "orchestra.opencode.mission.runner",
     "MissionEvent": "orchestra.opencode.mission.events",
     "MissionFile": "orchestra.opencode.mission.file",

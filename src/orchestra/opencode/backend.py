@@ -139,7 +139,7 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
 
     @property
     def model(self) -> str | None:
-        """The model of agents that name none; None: what the server's configuration says."""
+        """What agents use that name no model. None where the server's configuration decides."""
         return self._model
 
     @property

@@ -36,6 +36,7 @@ from orchestra.opencode.people.questions import Person, PersonQuestion
 from orchestra.opencode.people.terminal import TerminalPerson
 from orchestra.opencode.progress import LiveProgress, PlainProgress, Progress, summary_lines
 from orchestra.opencode.records import list_missions, list_steps, verify_records
+from orchestra.opencode.remembering import add_memory_commands
 from orchestra.opencode.resume import prepare_resume
 from orchestra.opencode.why import explain_task
 
@@ -295,6 +296,7 @@ def _parser() -> _Parser:
     verify.set_defaults(function=_verify)
 
     add_people_commands(commands, _add_common)
+    add_memory_commands(commands, _add_common)
 
     doctor = commands.add_parser(
         "doctor", help="say what is installed, found and missing", allow_abbrev=False
@@ -304,11 +306,16 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, default: object = False) -> None:  # noqa: FBT002
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on stdout, and nothing else"
+        "--json",
+        action="store_true",
+        default=default,
+        help="print one JSON object on stdout, and nothing else",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show tracebacks and debug logs"
+    )
 
 
 def _at_least_one(text: str) -> int:

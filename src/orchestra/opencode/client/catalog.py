@@ -88,8 +88,10 @@ class Catalog:
             Agent(agent.name),
         }:
             return template, []
-        if agent.prompt and (known is None or known.prompt != agent.prompt):
-            template["system"] = agent.prompt
+        # What the server has as the agent's prompt already is not sent once more.
+        told = (known.prompt if known is not None else None) or ""
+        if system := agent.prompt.removeprefix(told):
+            template["system"] = system.lstrip()
         return template, permission_list(agent.permissions)
 
     async def _find_agent(self, name: str, *, is_needed: bool = False) -> wire.AgentInfo | None:

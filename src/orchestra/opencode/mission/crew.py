@@ -49,6 +49,7 @@ from orchestra.opencode.mission.hook_points import (
     SessionTold,
 )
 from orchestra.opencode.mission.loop_guard import LoopGuard
+from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import AgentAnswered, Ask, Event, WorkStarted
 from orchestra.opencode.mission.plan import MissionSettings, Role
 from orchestra.opencode.mission.providers import (
@@ -102,12 +103,14 @@ class Crew:
         spending: Pays.
         hooks: What steps in.
         scrubber: Takes secrets out of what no hook sees.
+        memory: Adds to prompts what is relevant, and learns from briefs.
         now: Gives seconds after the mission's start.
         post: Takes what the machine must know.
         publish: Takes what the mission tells.
         waits: Takes what is waited for.
 
     Attributes:
+        memory: What agents are told of earlier work.
         timeline: The turns that have ended.
         usage: What they have consumed.
         opened: The ids of all the sessions that were opened.
@@ -128,6 +131,7 @@ class Crew:
         spending: Spending,
         hooks: HookRegistry,
         scrubber: Scrubber,
+        memory: MissionMemory,
         now: Callable[[], float],
         post: Callable[[Event], None],
         publish: Callable[[MissionEvent], None],
@@ -151,6 +155,7 @@ class Crew:
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
         self._attempts: Attempts | None = None
+        self.memory: MissionMemory = memory
         self.opened: list[str] = []
         self.timeline: list[Span] = []
         self.usage: Usage = Usage()
@@ -241,7 +246,9 @@ class Crew:
         try:
             finished = await self._take_turn(ask, turn, turn.watch)
             turn.finished = finished = await self._after_turn(ask, finished)
-            if finished.reason is not FinishReason.DONE:
+            if finished.reason is FinishReason.DONE:
+                self.memory.hear(ask, finished.text)
+            else:
                 passage.ended(self._answered(ask, turn, finished))
             return finished
         finally:
@@ -329,8 +336,9 @@ class Crew:
         return lease.session
 
     def _equip(self, ask: Ask) -> Agent:
-        """Return whom to ask, with what this mission's rules add to the agent's own."""
+        """Return whom to ask, with what this mission's rules and memory add to it."""
         agent = self._specialists.get(ask.agent) or self._agents[ask.role]
+        agent = self.memory.equip(ask, agent)
         room = max(self._settings.loop.depth - ask.depth, 0)
         rules = self._settings.people.permissions.get(ask.role.value, ())
         return evolve(

@@ -20,7 +20,9 @@ from orchestra.opencode.agents import ROLE_AGENTS
 from orchestra.opencode.mission.file_limits import read_budget, read_fallbacks, read_providers
 from orchestra.opencode.mission.file_people import read_people
 from orchestra.opencode.mission.isolation import ISOLATIONS, Isolation, IsolationKind
+from orchestra.opencode.mission.memory.rules import MemorySettings
 from orchestra.opencode.mission.plan import GateSettings, MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.prompt_limits import MAX_SYSTEM
 from orchestra.opencode.mission.tables import Table, describe
 
 __all__ = (
@@ -216,6 +218,15 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
     acceptance.close()
     named = [line for task in tasks for line in task.acceptance]
 
+    memory = root.table("memory")
+    remembering = MemorySettings(
+        is_on=memory.boolean("enabled", default=defaults.memory.is_on),
+        characters=memory.integer(
+            "characters", defaults.memory.characters, minimum=0, maximum=MAX_SYSTEM
+        ),
+    )
+    memory.close()
+
     people = read_people(root)
     rules = root.table("rules")
     fallbacks = read_fallbacks(root, parse_model)
@@ -240,6 +251,7 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
         deadline=rules.seconds("deadline", 0.0) or None,
         retry_delay=rules.seconds("retry_delay", defaults.retry_delay),
         todo_file=_todo_file(rules, defaults.todo_file),
+        memory=remembering,
         has_evidence=rules.boolean("evidence", default=defaults.has_evidence),
         must_approve=people.must_approve,
         people=people.settings,

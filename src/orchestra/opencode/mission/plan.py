@@ -12,6 +12,7 @@ from orchestra import Priority, Redactor
 from orchestra.errors import PlanError
 from orchestra.opencode.mission.allowances import BudgetSettings, ProviderSettings
 from orchestra.opencode.mission.isolation import Isolation
+from orchestra.opencode.mission.memory.rules import MemorySettings
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.specialists import Specialist
 
@@ -43,8 +44,8 @@ class TaskMode(Enum):
     NORMAL = "normal"
     """One worker."""
     RACE = "race"
-    """Several workers, each in a copy of the workspace: the first that is accepted wins, the
-    others are cancelled and their changes discarded."""
+    """Several workers, each in a copy of the workspace. The first that is accepted wins; the others
+    are cancelled, and what they changed is discarded."""
     FRACTAL = "fractal"
     """One worker, who may split the task once more, inside its own files and budget."""
 
@@ -239,6 +240,7 @@ class MissionSettings:
         has_evidence: Whether the workspace is looked at before and after the mission, so that the
             report tells which files changed, and what in them does not parse or looks like a
             secret.
+        memory: Whether and how much it remembers of earlier work.
         people: How long people are waited for, and what agents must ask them.
         redactor: Takes secrets out of prompts, answers, events, the store, the report and the
             log; None: nothing is taken out.
@@ -261,6 +263,7 @@ class MissionSettings:
     retry_delay: float = field(default=1.0, validator=validators.ge(0))
     todo_file: str | None = "TODO.md"
     has_evidence: bool = True
+    memory: MemorySettings = field(factory=MemorySettings)
     people: PeopleSettings = field(factory=PeopleSettings)
     redactor: Redactor | None = field(factory=Redactor)
     specialists: tuple[Specialist, ...] = ()

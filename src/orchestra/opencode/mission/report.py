@@ -43,9 +43,9 @@ class TaskState(Enum):
     """Waits for a free worker."""
     WORKING = "working"
     SPLIT = "split"
-    """Its parts are under way: racing for it, or each doing a piece of it."""
+    """Its parts are under way, racing for it or each doing a piece of it."""
     CHECKING = "checking"
-    """Its gates run: files parse, no new findings, acceptance commands succeed."""
+    """Its gates run, which look whether files parse, what is new in them, what commands say."""
     REVIEWING = "reviewing"
     MERGING = "merging"
     """Its change is being taken over into the workspace."""
@@ -252,7 +252,8 @@ class MissionReport:
         evidence: What the mission did to the files; None when nobody looked.
         receipt: What we last checked of the whole: ``seal`` when it stood; None before that.
         costs: Who has spent what; None when nobody counted.
-        statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``.
+        statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``,
+            ``memory_entries``, ``memory_characters``.
     """
 
     goal: str

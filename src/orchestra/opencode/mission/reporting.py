@@ -112,6 +112,8 @@ class Reporter:
                 "questions": self.steps.questions,
                 "tool_calls": self.steps.tool_calls,
                 "retries": self.machine.retries,
+                "memory_entries": self.crew.memory.told,
+                "memory_characters": self.crew.memory.characters,
             },
         )
         try:

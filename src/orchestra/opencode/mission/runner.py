@@ -41,6 +41,7 @@ from orchestra.opencode.mission.events import (
 from orchestra.opencode.mission.evidence import Witness
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.mailbox import Mailbox
+from orchestra.opencode.mission.memory.mission import MissionMemory
 from orchestra.opencode.mission.orders import (
     Ask,
     Cancel,
@@ -179,9 +180,9 @@ class Mission(AsyncContextManagerMixin):
         self._plan = plan
         self._notes = notes or {}
         self._saved = saved
+        self._memory = MissionMemory(self._id, self._directory, self._settings, self._scrubber)
         self._team = team
         self._spending = Spending(self._settings.budget)
-        gates = ProviderGates(self._settings.providers, backend.name, random=random.random)
         self._waits = WaitLog(self._now)
         self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
         self._crew = Crew(
@@ -191,10 +192,11 @@ class Mission(AsyncContextManagerMixin):
             model=backend.model,
             settings=self._settings,
             controller=self._controller,
-            gates=gates,
+            gates=ProviderGates(self._settings.providers, backend.name, random=random.random),
             spending=self._spending,
             hooks=self._hooks,
             scrubber=self._scrubber,
+            memory=self._memory,
             now=self._now,
             post=self._mail.post,
             publish=self._publish,
@@ -345,6 +347,7 @@ class Mission(AsyncContextManagerMixin):
             self._continuity.ledger.waits = self._waits.take_news
             await self._continuity.claim()
             stack.push_async_callback(self._continuity.release)
+            await self._memory.begin(store)
             self._desks.places = Places(
                 self._directory,
                 store.namespace(self._id),
@@ -394,6 +397,8 @@ class Mission(AsyncContextManagerMixin):
                     commands = self._machine.handle(stop)
                 while finish is None:
                     commands = await self._record(commands, events)
+                    if not self._continuity.is_lost:
+                        await self._memory.take(commands, self._machine)
                     for command in commands:
                         finish = self._perform(work, command)
                     if finish is None:
@@ -434,6 +439,7 @@ class Mission(AsyncContextManagerMixin):
         if not self._quiescence.is_quiet:
             self._warn(f"something may still run: {self._quiescence}")
         if finish is not None:
+            await self._memory.settle(finish.outcome)
             self._report = self._reporter.report(
                 finish,
                 evidence=evidence,
@@ -558,12 +564,8 @@ class Mission(AsyncContextManagerMixin):
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
-        self._mail.post(
-            StopRequested(
-                reason=f"the mission's {what} of {seconds:g} s is over",
-                outcome=MissionOutcome.FAILED,
-            )
-        )
+        reason = f"the mission's {what} of {seconds:g} s is over"
+        self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     async def _keep_todo(self) -> None:
         """Write the plan whenever it changed, and look for edits of others in between."""

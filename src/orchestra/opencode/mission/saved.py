@@ -73,7 +73,7 @@ class SavedMission:
         given: The plan that it was given; None: it makes its own.
         record: The machine's part; None: it was ended before its first step was written.
         plans: The number of each task's plan.
-        attempts: The prompts of sessions that were not closed, by `Ask.key`.
+        attempts: The prompts of sessions that were not closed, by the key of what was asked.
         results: What was accepted, by task.
         inputs: The digest of each of a task's files before anybody worked on it, by task.
         why: Why tasks ran once more, by task.

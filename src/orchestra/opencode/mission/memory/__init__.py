@@ -1,0 +1,1 @@
+"""What a mission remembers of earlier work, and tells where it is relevant."""
