@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from orchestra import Agent, EmbeddedBackend, MemoryStore, MVCCStore, SQLiteStore, Turn
-from orchestra.errors import ConfigurationError
+from orchestra.errors import ConfigurationError, LeaseLostError
 from orchestra.opencode import (
     ROLE_AGENTS,
     MissionOutcome,
@@ -363,6 +363,25 @@ async def test_an_interrupted_mission_leaves_nothing_yet(tmp_path: Path, store: 
     assert not (await ProjectMemory(store, tmp_path).read())[1]
     await memory.settle(MissionOutcome.FAILED)
     assert (await ProjectMemory(store, tmp_path).read())[1]
+
+
+async def test_who_lost_the_mission_writes_nothing_more(tmp_path: Path, store: MVCCStore) -> None:
+    """When the mission goes on elsewhere, nothing of this process's memory is written."""
+
+    async def refuse(tx: object) -> None:
+        raise LeaseLostError("owner", 1)
+
+    memory = memory_of(tmp_path)
+    await memory.begin(store, refuse)
+    memory.look(report_of(TaskState.ACCEPTED, [REASON]))
+    await memory.flush()
+    await memory.settle(MissionOutcome.FAILED)
+    other = memory_of(tmp_path)
+    await other.begin(store, refuse)
+    other.look(report_of(TaskState.ACCEPTED, [REASON]))
+    await other.settle(MissionOutcome.FAILED)
+    assert "mission_1" not in await store.namespaces()
+    assert not (await ProjectMemory(store, tmp_path).read())[1]
 
 
 # --- limits ---

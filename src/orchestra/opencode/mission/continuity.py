@@ -10,7 +10,7 @@ from typing import Any, final
 import anyio.to_thread
 from attrs import asdict, evolve
 
-from orchestra import Agent, MVCCStore, SessionBackend
+from orchestra import Agent, MVCCStore, SessionBackend, Transaction
 from orchestra.errors import StoreError
 from orchestra.events import Usage
 from orchestra.opencode.mission.attempts import Attempts
@@ -160,6 +160,18 @@ class Continuity:
         """
         if self._owner is not None and self._failure is None:
             await self._owner.keep(lost)
+
+    async def check(self, tx: Transaction) -> None:
+        """Let a transaction of the mission's namespace be committed only while this is the owner.
+
+        Args:
+            tx: The transaction.
+
+        Raises:
+            LeaseLostError: Somebody else is.
+        """
+        if self._owner is not None:
+            await self._owner.check(tx)
 
     async def release(self) -> None:
         """Give the workspace back. Shielded; a checkpoint."""

@@ -347,7 +347,7 @@ class Mission(AsyncContextManagerMixin):
             self._continuity.ledger.waits = self._waits.take_news
             await self._continuity.claim()
             stack.push_async_callback(self._continuity.release)
-            await self._memory.begin(store)
+            await self._memory.begin(store, self._continuity.check)
             self._desks.places = Places(
                 self._directory,
                 store.namespace(self._id),

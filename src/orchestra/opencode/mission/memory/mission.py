@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -43,6 +43,10 @@ _ENTRY = "memory/entry/"
 _WORK = "memory/work/"
 _OWN = frozenset({MemoryTier.MISSION, MemoryTier.TASK})
 _ABANDONED = frozenset({TaskState.SKIPPED, TaskState.CANCELLED, TaskState.REPLACED})
+
+
+async def _allow(_: Transaction) -> None:
+    """Say that nobody else can have the mission."""
 
 
 @define
@@ -121,6 +125,7 @@ class MissionMemory:
         self._unwritten_work: set[str] = set()
         self._store: MVCCStore | None = None
         self._project: ProjectMemory | None = None
+        self._check: Callable[[Transaction], Awaitable[None]] = _allow
 
     def __repr__(self) -> str:
         return f"<MissionMemory {self._index!r} told={self.told}>"
@@ -137,16 +142,21 @@ class MissionMemory:
 
     # --- life ---
 
-    async def begin(self, store: MVCCStore) -> None:
+    async def begin(
+        self, store: MVCCStore, check: Callable[[Transaction], Awaitable[None]] | None = None
+    ) -> None:
         """Read what the project and (after a restart) the mission remember. A checkpoint.
 
         Args:
             store: The store that holds the mission's namespace; not the namespace itself.
+            check: Called with each transaction of the mission's namespace; raises when the mission
+                is somebody else's by now.
         """
         if not self._is_on:
             return
         self._store = store.namespace(self._id).using(author="memory")
         self._project = ProjectMemory(store, self._directory)
+        self._check = check or _allow
         try:
             self._number, entries = await self._project.begin(self._id)
             async with self._store.snapshot() as snap:
@@ -191,6 +201,7 @@ class MissionMemory:
         work = {name: clean(self._work[name].plain()) for name in tasks}
 
         async def write(tx: Transaction) -> None:
+            await self._check(tx)
             for name, entry in entries.items():
                 if entry is None or entry.tier not in _OWN:
                     tx.delete(_ENTRY + name)
@@ -221,6 +232,8 @@ class MissionMemory:
             tallies=self._tallies,
         )
         try:
+            if self._store is not None:
+                await self._store.transact(self._check)
             await self._project.settle(self._id, contribution)
         except StoreError as exc:
             self._give_up(exc)
