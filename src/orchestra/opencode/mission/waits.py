@@ -14,7 +14,7 @@ from typing import Any, final
 
 from attrs import define, evolve, field, frozen
 
-__all__ = ("Cause", "Segment", "WaitBook", "totals")
+__all__ = ("Cause", "Segment", "WaitBook", "read_book", "totals")
 
 _MISSION = ""
 _DIGITS = 4
@@ -51,8 +51,6 @@ class Cause(Enum):
     """A worker's turn."""
     RETRY = "provider retry"
     """The server repeats a model call that failed, after a pause."""
-    PERSON = "person"
-    """An agent has asked a person for a permission."""
     GATE_QUEUE = "gates queue"
     """The slots of those who run acceptance commands are taken."""
     GATES = "gates"
@@ -366,6 +364,18 @@ class WaitBook:
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"
+
+
+def read_book(written: Mapping[str, Any]) -> WaitBook:
+    """Return the book that was written in the store.
+
+    Args:
+        written: All that `WaitBook.take_news` returned, by names in the order of the writing.
+    """
+    book = WaitBook()
+    for name in sorted(written):
+        book.restore(written[name])
+    return book
 
 
 def totals(segments: Iterable[Segment]) -> Mapping[Cause, float]:
