@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestra import EmbeddedBackend, MemoryStore, Priority, Turn
+from orchestra.events import RetryScheduled
 from orchestra.opencode.mission.critical_path import critical_path
-from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, totals
+from orchestra.opencode.mission.orders import Ask, PlanMade
+from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
+from orchestra.opencode.mission.report import MissionOutcome
+from orchestra.opencode.mission.report_html import report_to_html
+from orchestra.opencode.mission.report_json import report_from_json, report_to_json
+from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import load_mission
+from orchestra.opencode.mission.wait_log import WaitLog
+from orchestra.opencode.mission.wait_words import describe_path, explain_time, explain_wait
+from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, read_book, totals
 
 TASKS = ("", "a", "b", "a#1")
 TOLERANCE = 0.001
@@ -170,3 +183,133 @@ def test_time_without_a_process_is_told() -> None:
         (Cause.RECORDS, 1.0),
     ]
     assert [each.cause for each in copy.segments("b")][1:] == [Cause.AWAY, Cause.DEPENDENCY]
+
+
+# --- a mission under way ---
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def started(*ids: str, clock: Clock) -> WaitLog:
+    log = WaitLog(clock)
+    plan = Plan(tuple(TaskSpec(id=name, title=name) for name in ids))
+    log.observe([PlanMade(plan=plan)])
+    return log
+
+
+def ask(task: str, priority: Priority = Priority.NORMAL) -> Ask:
+    return Ask(ticket=1, session="s", role=Role.WORKER, message="", task_id=task, priority=priority)
+
+
+async def test_who_is_overtaken_waits_for_the_more_urgent() -> None:
+    """A slot that goes to a later, more urgent task is the cause of waiting for those before it."""
+    clock = Clock()
+    log = started("a", "b", "c", clock=clock)
+    clock.now = 1.0
+    log.queue(ask("a"))
+    log.queue(ask("b", Priority.HIGH))
+    clock.now = 2.0
+    log.queue(ask("c"))
+    log.granted(ask("b", Priority.HIGH))
+    causes = {name: log.book.now(name) for name in "ac"}
+    assert causes["a"] is not None
+    assert (causes["a"].cause, causes["a"].by) == (Cause.PRIORITY, ("b",))
+    assert causes["c"] is not None
+    assert causes["c"].cause is Cause.SLOT  # it came after the one that got the slot
+
+
+async def test_the_servers_own_repetitions_end_when_their_pause_does() -> None:
+    """After each pause the turn goes on, although nothing is heard of it at once."""
+    clock = Clock()
+    log = started("a", clock=clock)
+    with log.during(ask("a")):
+        log.turn("a", Cause.WORK)
+        clock.now = 1.0
+        log.see("a", RetryScheduled(session_id="s", attempt=1, message="slow down", delay=2.0))
+        clock.now = 9.0
+        log.see("a", RetryScheduled(session_id="s", attempt=2, message="slow down", delay=2.0))
+        clock.now = 10.0
+    log.book.end(10.0)
+    seconds = totals(log.book.segments("a"))
+    assert seconds[Cause.RETRY] == pytest.approx(3.0)
+    assert seconds[Cause.WORK] == pytest.approx(7.0)
+
+
+def agents(directory: Path) -> EmbeddedBackend:
+    async def worker(turn: Turn) -> str:
+        await anyio.sleep(0.03)
+        (directory / f"{turn.metadata['task']}.txt").write_text("done")
+        return "Done."
+
+    async def reviewer(_turn: Turn) -> str:
+        return '{"verdict": "accept"}'
+
+    return EmbeddedBackend({"worker": worker, "reviewer": reviewer})
+
+
+async def test_the_store_alone_tells_what_the_report_tells(tmp_path: Path) -> None:
+    """Causes of each task sum up to its time, and the records make the same book and chain."""
+    plan = Plan(
+        (
+            TaskSpec(id="a", title="A", files=("a.txt", "x.txt")),
+            TaskSpec(id="b", title="B", files=("b.txt", "x.txt")),
+            TaskSpec(id="c", title="C", files=("c.txt",), depends=("b",)),
+            TaskSpec(id="d", title="D", files=("d.txt",)),
+        )
+    )
+    settings = MissionSettings(todo_file=None, limits={"worker": 1})
+    async with MemoryStore() as store:
+        mission = Mission(
+            "x",
+            backend=agents(tmp_path),
+            directory=tmp_path,
+            plan=plan,
+            settings=settings,
+            store=store,
+        )
+        async with mission:
+            report = await mission.wait_finished()
+        saved = await load_mission(store, mission.id)
+    assert report.outcome is MissionOutcome.ACCEPTED, report.reason
+    book = read_book(saved.waits)
+    found: set[Cause] = set()
+    for task in report.tasks:
+        assert book.segments(task.id) == task.segments
+        assert_tiles(task.segments, task.segments[-1].until)
+        assert task.segments[-1].until <= report.elapsed
+        found |= totals(task.segments).keys()
+    assert {Cause.DEPENDENCY, Cause.LEASE, Cause.SLOT, Cause.WORK} <= found
+    assert critical_path(book) == report.critical_path
+    assert_tiles([step.segment for step in report.critical_path], book.last)
+    assert {"a", "b", "c"} & {step.task for step in report.critical_path}
+    assert sum(report.causes.values()) == pytest.approx(
+        sum(task.segments[-1].until for task in report.tasks), abs=0.01
+    )
+    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+    page = report_to_html(report)
+    assert "Where the time went" in page
+    assert "slot" in describe_path(report.critical_path) or "work" in page
+
+
+def test_people_are_told_in_sentences() -> None:
+    """What is waited for, since when, until when, and where the time went are said plainly."""
+    book = WaitBook()
+    book.turn("", Cause.PLANNING, 0.0)
+    book.begin("a")
+    book.turn("a", Cause.COOLDOWN, 2.0, by=["anthropic"], expected=32.0)
+    now = book.now("a")
+    assert now is not None
+    assert explain_wait(now, 12.0) == (
+        "provider anthropic wants to be left alone, for 10 s; it should go on in 20 s"
+    )
+    assert list(explain_time(book.segments("a", 12.0))) == [
+        "of 12 s since the mission's start: cooldown 10 s, planning 2.0 s"
+    ]

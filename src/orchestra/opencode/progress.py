@@ -28,6 +28,7 @@ from orchestra.opencode.mission.events import (
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import CostNode, MissionReport, TaskState
 from orchestra.opencode.mission.report_svg import duration
+from orchestra.opencode.mission.wait_words import describe_path, describe_totals
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -77,6 +78,9 @@ def summary_lines(report: MissionReport) -> list[str]:
     if report.usage.cost:
         facts.append(f"${report.usage.cost:.4f}")
     lines = [f"mission {report.outcome.value}: {one_line(report.reason, 500)}", ", ".join(facts)]
+    if report.causes:
+        lines.append(f"time of the tasks: {describe_totals(report.causes)}")
+        lines.append(f"critical path: {one_line(describe_path(report.critical_path), 500)}")
     lines += _cost_lines(report.costs)
     troubled = [
         task for task in report.tasks if task.state in {TaskState.FAILED, TaskState.SKIPPED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from orchestra.opencode.mission.plan import Role, TaskSpec
 from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
-from orchestra.opencode.mission.saved import SavedMission, load_mission
+from orchestra.opencode.mission.saved import RUNNING, SavedMission, load_mission
+from orchestra.opencode.mission.wait_words import explain_time, explain_wait
+from orchestra.opencode.mission.waits import read_book
 from orchestra.opencode.records import RECORDS, find_mission
 
 __all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
@@ -110,7 +113,24 @@ def whether_it_runs_again(case: Case) -> Iterator[str]:
         yield f"it would not run again: all it was made of is as it was (key {result.key[:12]})"
 
 
-EXPLAINERS: tuple[Explainer, ...] = (why_it_ran, why_it_waits, whether_it_runs_again)
+def where_its_time_went(case: Case) -> Iterator[str]:
+    """Say what it waits for at this moment, and what its time was spent on."""
+    book = read_book(case.saved.waits)
+    now = book.last
+    if case.saved.state == RUNNING:
+        passed = datetime.now(UTC) - datetime.fromisoformat(case.saved.started_at)
+        now = max(now, passed.total_seconds())
+    if not case.saved.is_over and (segment := book.now(case.spec.id)) is not None:
+        yield explain_wait(segment, now)
+    yield from explain_time(book.segments(case.spec.id, now))
+
+
+EXPLAINERS: tuple[Explainer, ...] = (
+    why_it_ran,
+    why_it_waits,
+    where_its_time_went,
+    whether_it_runs_again,
+)
 """Asked in this order; whoever records further causes adds one."""
 
 

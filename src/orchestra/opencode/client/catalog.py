@@ -37,6 +37,7 @@ class Catalog:
         self._http = http
         self._directory = directory
         self._agents: dict[str, wire.AgentInfo] = {}
+        self._missing: set[str] = set()
         self._models: set[str] = set()
         self._prices: dict[str, Rates] = {}
         self._config = wire.ConfigInfo()
@@ -68,7 +69,7 @@ class Catalog:
             AgentNotFoundError: There is no such agent, and no prompt to make one of.
             ModelNotFoundError: There is no such model.
         """
-        known = await self._find_agent(agent.name)
+        known = await self._find_agent(agent.name, is_needed=not agent.prompt)
         if known is None and not agent.prompt:
             raise AgentNotFoundError(
                 f"the server has no agent {agent.name!r} in {self._directory}; "
@@ -93,11 +94,13 @@ class Catalog:
             template["system"] = system.lstrip()
         return template, permission_list(agent.permissions)
 
-    async def _find_agent(self, name: str) -> wire.AgentInfo | None:
-        if name not in self._agents:
+    async def _find_agent(self, name: str, *, is_needed: bool = False) -> wire.AgentInfo | None:
+        # An agent of ours that the server lacks is not asked for again with each session.
+        if name not in self._agents and (is_needed or name not in self._missing):
             agents = await self._http.agents(self._directory)
             self._agents = {agent.name: agent for agent in agents if not agent.hidden}
             self._config = await self._http.config(self._directory)
+            self._missing = {*self._missing, name} - self._agents.keys()
         return self._agents.get(name)
 
     async def _find_model(

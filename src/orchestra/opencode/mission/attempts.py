@@ -76,7 +76,7 @@ class Attempts:
         known = self._ledger.attempts.get(ask.key)
         if known is not None and known.session == session.id:
             return session, known.prompt
-        earlier = self._ledger.attempts.values()
+        earlier = map(self._ledger.attempts.__getitem__, self._ledger.attempts_in(ask.session))
         place = next(
             (each.directory for each in earlier if each.session == session.id), str(directory)
         )

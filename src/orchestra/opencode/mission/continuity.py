@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import anyio
 import anyio.to_thread
 from attrs import asdict, evolve
 
@@ -44,6 +45,11 @@ from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
 
 __all__ = ("Continuity",)
+
+_LOOK_INTERVAL = 1.0
+"""Seconds between two looks at TODO.md for what others have written into it."""
+_REST = 9
+"""How many times as long as it took to write TODO.md it is left alone afterwards."""
 
 
 @final
@@ -100,6 +106,7 @@ class Continuity:
         self._is_resuming: Continuation | None = None
         self._failure: StoreError | None = None
         self._has_begun = False
+        self._is_stale = anyio.Event()
         self._owner = Ownership(store, directory, mission_id) if is_shared else None
         self._todo = todo = settings.todo_file
         rules = evolve(
@@ -280,6 +287,25 @@ class Continuity:
         if self._totals != before:
             further[TOTALS] = asdict(self._totals)
         await self.ledger.record(commands, self._machine, further=further, touched=touched)
+
+    def show_soon(self) -> None:
+        """The list has changed."""
+        self._is_stale.set()
+
+    async def keep_shown(self, warn: Callable[[str], None]) -> None:
+        """Write TODO.md whenever the list changed, and look for edits of others in between.
+
+        Args:
+            warn: Takes what should be known of it.
+        """
+        while True:
+            with anyio.move_on_after(_LOOK_INTERVAL):
+                await self._is_stale.wait()
+            self._is_stale = anyio.Event()
+            began = anyio.current_time()
+            with anyio.CancelScope(shield=True):
+                await self.show(warn)
+            await anyio.sleep(_REST * (anyio.current_time() - began))  # a long list takes long
 
     async def show(self, warn: Callable[[str], None]) -> None:
         """Bring TODO.md up to date, as long as this is the owner. A checkpoint.

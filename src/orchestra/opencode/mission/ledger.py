@@ -131,7 +131,10 @@ class Ledger:
         self._shown: set[str] = set()
         self._plans: dict[str, int] = {}
         self._written: dict[str, Any] = {}
+        self._marked: dict[str, TodoMark] = {}
+        self._fields: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
         self._conflicts: list[TodoConflict] = []
+        self._of_sessions: dict[str, dict[str, None]] = {}
         self.attempts: dict[str, Attempt] = {}
         self.setup: Mapping[str, Any] | None = None
         """What is needed for going on with the mission, in plain form; written with the start."""
@@ -148,7 +151,8 @@ class Ledger:
         Args:
             saved: What is written there.
         """
-        self.attempts.update(saved.attempts)
+        for key, attempt in saved.attempts.items():
+            self._keep_attempt(key, attempt)
         if saved.record is not None:
             self._written[STATE] = saved.record.state
             self._shown.update(spec.id for spec in saved.record.specs)
@@ -182,12 +186,14 @@ class Ledger:
         puts |= further or {}
         puts = {
             key: value
-            for key, value in ((key, self._plain(value)) for key, value in puts.items())
+            for key, value in ((key, self._record(key, value)) for key, value in puts.items())
             if self._written.get(key) != value or value is None
         }
         if not puts and plan is None:
             return
         puts |= self._news()
+        # What others have written there is put right when TODO.md is read back.
+        marks = {name: mark for name, mark in marks.items() if self._marked.get(name) is not mark}
 
         async def write(tx: Transaction) -> None:
             await self._check(tx)
@@ -208,6 +214,7 @@ class Ledger:
         self._has_begun = True
         self._written |= {key: puts[key] for key in puts if key == STATE or key.startswith(TASK)}
         self._shown.update(marks)
+        self._marked.update(marks)
 
     def _compose(
         self, commands: Sequence[Command], source: Recorded, touched: Iterable[str]
@@ -252,7 +259,7 @@ class Ledger:
                 if evidence := source.evidence_of(each.task_id):
                     puts[EVIDENCE + each.task_id] = evidence
             elif isinstance(each, CloseSession):
-                for key in self.attempts_in(each.session):
+                for key in self._of_sessions.pop(each.session, ()):
                     del self.attempts[key]
                     puts[ATTEMPT + key] = None
         return puts
@@ -274,7 +281,11 @@ class Ledger:
         Args:
             session: What the machine calls it.
         """
-        return [key for key in self.attempts if key.rpartition(":")[0] == session]
+        return list(self._of_sessions.get(session, ()))
+
+    def _keep_attempt(self, key: str, attempt: Attempt) -> None:
+        self.attempts[key] = attempt
+        self._of_sessions.setdefault(key.rpartition(":")[0], {})[key] = None
 
     async def begin_attempt(self, key: str, attempt: Attempt) -> None:
         """Write down a prompt that is about to be sent. A checkpoint.
@@ -293,7 +304,7 @@ class Ledger:
             tx.put(ATTEMPT + key, asdict(attempt))
 
         await self._store.transact(write)
-        self.attempts[key] = attempt
+        self._keep_attempt(key, attempt)
 
     async def _check(self, tx: Transaction) -> None:
         if self._owner is None:
@@ -321,6 +332,18 @@ class Ledger:
 
     def _news(self) -> dict[str, Any]:
         return {WAITS + name: self._plain(value) for name, value in self.waits().items()}
+
+    def _record(self, key: str, value: Any) -> Any:
+        """Return what is to be written; fields of a task that are as they were are done already."""
+        if not key.startswith(TASK) or value is None:
+            return self._plain(value)
+        before, done = self._fields.get(key, ({}, {}))
+        changes = {
+            name: item for name, item in value.items() if name not in done or before[name] != item
+        }
+        plain = {**done, **self._plain(changes)}
+        self._fields[key] = value, plain
+        return plain
 
     def _plain(self, value: Any) -> Any:
         return clean(self._scrubber.value(value))

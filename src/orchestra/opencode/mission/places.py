@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import final
@@ -35,6 +35,7 @@ class Places(Workplaces):
         isolation: Where workers work.
         skipped: Paths, relative to the workspace, that do not count.
         is_watched: Whether the whole workspace is looked at.
+        told: Called with a task whose change waits for those of earlier ones, and with these.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Places(Workplaces):
         isolation: Isolation,
         skipped: Sequence[str] = (),
         is_watched: bool = True,
+        told: Callable[[str, Sequence[str]], object] = lambda _task, _earlier: None,
     ) -> None:
         self._directory = directory
         self._mission_id = mission_id
         self._isolation = isolation
         self._skipped = skipped
+        self._told = told
         self._is_apart = isolation.kind == "worktree"
         self._pool = WorkStealingPool(name="orchestra-places")
         self._leases = Leases(store)
@@ -106,6 +109,7 @@ class Places(Workplaces):
                 home=self._isolation.folder or default_home(),
                 patience=self._isolation.patience,
                 warn=self.warnings.append,
+                told=self._told,
             )
             await worktrees.begin()
             self._worktrees = worktrees

@@ -8,6 +8,8 @@ from enum import Enum
 from attrs import field, frozen
 
 from orchestra.events import Usage
+from orchestra.opencode.mission.critical_path import PathStep
+from orchestra.opencode.mission.waits import Segment
 
 __all__ = (
     "CommandResult",
@@ -216,6 +218,7 @@ class TaskReport:
         summary: The start of the worker's last answer, at most 2,000 characters.
         parent: The task that it is a part of, or races for; empty: none.
         receipt: What we last checked of it; None before the first check.
+        segments: What its time was spent on, without gaps from the mission's start to its end.
     """
 
     id: str
@@ -230,6 +233,7 @@ class TaskReport:
     summary: str = ""
     parent: str = ""
     receipt: Receipt | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -252,6 +256,9 @@ class MissionReport:
         evidence: What the mission did to the files; None when nobody looked.
         receipt: What we last checked of the whole: ``seal`` when it stood; None before that.
         costs: Who has spent what; None when nobody counted.
+        segments: What the mission's own time was spent on, without gaps.
+        causes: Seconds that all tasks together were at, or waited for, each cause.
+        critical_path: The chain that has determined the end; it tiles the mission's time.
         statistics: Counters: ``turns``, ``retries``, ``permissions``, ``questions``, ``tool_calls``,
             ``memory_entries``, ``memory_characters``.
     """
@@ -271,4 +278,7 @@ class MissionReport:
     evidence: Evidence | None = None
     receipt: Receipt | None = None
     costs: CostNode | None = None
+    segments: tuple[Segment, ...] = ()
+    causes: Mapping[str, float] = field(factory=dict)
+    critical_path: tuple[PathStep, ...] = ()
     statistics: Mapping[str, int] = field(factory=dict)

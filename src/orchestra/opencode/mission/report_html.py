@@ -22,6 +22,7 @@ from orchestra.opencode.mission.report import (
     TaskState,
 )
 from orchestra.opencode.mission.report_svg import clean, draw_lanes, draw_load, duration
+from orchestra.opencode.mission.report_waits import WAITS_STYLE, waits_section
 
 __all__ = ("report_to_html",)
 
@@ -42,7 +43,8 @@ _MOST_FILES = 200
 """Files of each kind that the page names."""
 _ROLES = ("commander", "planner", "worker", "reviewer", "acceptance")
 
-_STYLE = """
+_STYLE = (
+    """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5d6878; --line: #e2e6ec;
   --band: #f8f9fb; --wait: #cfd6e0; --done: #6c9bd9; --ok: #3d9c66; --again: #dd9a25;
@@ -98,6 +100,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 6px 0; padding: 10
   max-height: 320px; overflow: auto; }
 footer { margin-top: 18px; font-size: 13px; }
 """
+    + WAITS_STYLE
+)
 
 
 def report_to_html(report: MissionReport) -> str:
@@ -129,6 +133,7 @@ def _sections(report: MissionReport) -> Iterator[str]:
         pictures = [_lanes(report), _load(report)]
         # With very many rows, the picture that fits the screen comes first.
         yield from pictures if len(report.tasks) <= 80 else reversed(pictures)
+    yield waits_section(report)
     yield _tasks(report)
     if report.costs is not None and report.costs.tokens:
         yield _costs(report.costs)

@@ -14,6 +14,7 @@ from attrs import fields
 
 from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
+from orchestra.opencode.mission.critical_path import PathStep
 from orchestra.opencode.mission.report import (
     CommandResult,
     CostNode,
@@ -27,6 +28,7 @@ from orchestra.opencode.mission.report import (
     TaskState,
 )
 from orchestra.opencode.mission.tables import Table, describe
+from orchestra.opencode.mission.waits import Cause, Segment
 
 __all__ = ("SCHEMA", "report_from_json", "report_to_json")
 
@@ -82,7 +84,7 @@ def report_from_json(document: object) -> MissionReport:
     if document.get("schema") != SCHEMA:
         root.wrong("schema", f"{SCHEMA}, the form that this version reads")
         raise ConfigurationError(*root.problems)
-    counters = root.table("statistics")
+    counters, shares = root.table("statistics"), root.table("causes")
     report = MissionReport(
         goal=_text(root, "goal"),
         outcome=_choice(root, "outcome", MissionOutcome.FAILED),
@@ -101,6 +103,12 @@ def report_from_json(document: object) -> MissionReport:
         costs=None
         if root.take("costs", "an object or null") is None
         else _costs(root.table("costs")),
+        segments=_segments(root),
+        causes={key: shares.number(key) for key in shares},
+        critical_path=tuple(
+            PathStep(task=_text(step, "task"), segment=_segment(step.table("segment")))
+            for step in root.tables("critical_path")
+        ),
         statistics={key: _count(counters, key) for key in counters},
     )
     if root.problems:
@@ -144,6 +152,25 @@ def _task(table: Table) -> TaskReport:
         summary=_text(table, "summary"),
         parent=_text(table, "parent"),
         receipt=_receipt(table),
+        segments=_segments(table),
+    )
+
+
+def _segments(table: Table) -> tuple[Segment, ...]:
+    return tuple(map(_segment, table.tables("segments")))
+
+
+def _segment(table: Table) -> Segment:
+    expected = None
+    if table.take("expected", "a number or null") is not None:
+        expected = table.number("expected")
+    return Segment(
+        cause=_choice(table, "cause", Cause.RECORDS),
+        since=table.number("since"),
+        until=table.number("until"),
+        of=_text(table, "of"),
+        by=_texts(table, "by"),
+        expected=expected,
     )
 
 

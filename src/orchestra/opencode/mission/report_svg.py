@@ -14,7 +14,23 @@ from attrs import frozen
 
 from orchestra.opencode.mission.report import MissionReport, Span
 
-__all__ = ("OUTCOME_CLASSES", "clean", "draw_lanes", "draw_load", "duration")
+__all__ = (
+    "AXIS",
+    "MARGIN",
+    "OUTCOME_CLASSES",
+    "WIDTH",
+    "Row",
+    "Scale",
+    "as_svg",
+    "clean",
+    "draw_axis",
+    "draw_label",
+    "draw_lanes",
+    "draw_load",
+    "duration",
+    "end_of",
+    "row_size",
+)
 
 OUTCOME_CLASSES = {
     "done": "done",
@@ -28,9 +44,9 @@ OUTCOME_CLASSES = {
 }
 """The CSS class of a span's outcome; any other outcome is ``bad``."""
 
-_WIDTH = 1200.0
-_MARGIN = 8.0
-_AXIS = 22.0
+WIDTH = 1200.0
+MARGIN = 8.0
+AXIS = 22.0
 _LOAD_HEIGHT = 96.0
 _MOST_STEPS = 1500
 _CLOCK_STEPS = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
@@ -74,7 +90,7 @@ def duration(seconds: float) -> str:
 
 
 @frozen
-class _Scale:
+class Scale:
     """Where a time is on the picture."""
 
     left: float
@@ -82,7 +98,7 @@ class _Scale:
 
     def x(self, seconds: float) -> float:
         part = min(max(seconds / self.end, 0.0), 1.0) if self.end > 0 else 0.0
-        return self.left + part * (_WIDTH - _MARGIN - self.left)
+        return self.left + part * (WIDTH - MARGIN - self.left)
 
     def ticks(self) -> Iterator[float]:
         """Yield at most 11 round numbers of seconds, from 0."""
@@ -97,7 +113,7 @@ class _Scale:
 
 
 @frozen
-class _Row:
+class Row:
     """How big a row of the lanes is: smaller the more there are."""
 
     height: float
@@ -105,34 +121,53 @@ class _Row:
     label_every: int
 
 
-def _row(count: int) -> _Row:
+def row_size(count: int) -> Row:
+    """Return how big each of so many rows is.
+
+    Args:
+        count: How many.
+    """
     if count <= 80:
-        return _Row(26.0, 230.0, 1)
+        return Row(26.0, 230.0, 1)
     if count <= 300:
-        return _Row(14.0, 230.0, 1)
-    return _Row(5.0, 110.0, 10)
+        return Row(14.0, 230.0, 1)
+    return Row(5.0, 110.0, 10)
 
 
-def _svg(height: float, label: str, body: Iterable[str]) -> str:
+def as_svg(height: float, label: str, body: Iterable[str]) -> str:
+    """Return a picture.
+
+    Args:
+        height: How high it is, where the width is `WIDTH`.
+        label: What it shows, for those who cannot see it.
+        body: Its elements.
+    """
     return (
-        f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img" aria-label="{clean(label)}">'
+        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{clean(label)}">'
         + "".join(body)
         + "</svg>"
     )
 
 
-def _axis(scale: _Scale, top: float, bottom: float) -> Iterator[str]:
+def draw_axis(scale: Scale, top: float, bottom: float) -> Iterator[str]:
+    """Draw lines and times of the horizontal axis.
+
+    Args:
+        scale: Where times are.
+        top: Where the lines begin.
+        bottom: Where they end.
+    """
     for tick in scale.ticks():
         x = scale.x(tick)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-        anchor = "start" if x < scale.left + 20 else "end" if x > _WIDTH - 40 else "middle"
+        anchor = "start" if x < scale.left + 20 else "end" if x > WIDTH - 40 else "middle"
         yield (
             f'<text class="tick" x="{x:.1f}" y="{top - 7:.1f}" text-anchor="{anchor}">'
             f"{'0' if tick == 0 else duration(tick)}</text>"
         )
 
 
-def _end(report: MissionReport) -> float:
+def end_of(report: MissionReport) -> float:
     """The last moment of the mission; spans may end a little after what was reported."""
     return max([report.elapsed, *(span.ended for span in report.timeline)])
 
@@ -148,24 +183,32 @@ def draw_lanes(report: MissionReport) -> str:
     spans.update((task.id, []) for task in report.tasks)
     for span in report.timeline:
         spans.setdefault(span.task_id, []).append(span)
-    row = _row(len(spans))
-    scale = _Scale(row.left, _end(report))
-    height = _AXIS + row.height * len(spans) + _MARGIN
-    body = list(_axis(scale, _AXIS, height - _MARGIN))
+    row = row_size(len(spans))
+    scale = Scale(row.left, end_of(report))
+    height = AXIS + row.height * len(spans) + MARGIN
+    body = list(draw_axis(scale, AXIS, height - MARGIN))
     for number, (task_id, own) in enumerate(spans.items()):
-        top = _AXIS + number * row.height
+        top = AXIS + number * row.height
         if number % 2 == 0 and row.height > 10:
             body.append(
-                f'<rect class="band" x="0" y="{top:.1f}" width="{_WIDTH:.0f}"'
+                f'<rect class="band" x="0" y="{top:.1f}" width="{WIDTH:.0f}"'
                 f' height="{row.height:.1f}"/>'
             )
         if number % row.label_every == 0:
-            body.append(_label(task_id, titles, row, top))
+            body.append(draw_label(task_id, titles, row, top))
         body.extend(_bars(own, scale, row, top))
-    return _svg(height, f"Timeline of {len(titles)} tasks", body)
+    return as_svg(height, f"Timeline of {len(titles)} tasks", body)
 
 
-def _label(task_id: str | None, titles: dict[str, str], row: _Row, top: float) -> str:
+def draw_label(task_id: str | None, titles: dict[str, str], row: Row, top: float) -> str:
+    """Draw what a row is about.
+
+    Args:
+        task_id: The task; None: the mission.
+        titles: The titles of all tasks.
+        row: How big the row is.
+        top: Where it begins.
+    """
     size = min(12.0, max(9.0, row.height - 3))
     y = top + row.height / 2 + size * 0.35
     if task_id is None:
@@ -181,7 +224,7 @@ def _label(task_id: str | None, titles: dict[str, str], row: _Row, top: float) -
     )
 
 
-def _bars(own: Sequence[Span], scale: _Scale, row: _Row, top: float) -> Iterator[str]:
+def _bars(own: Sequence[Span], scale: Scale, row: Row, top: float) -> Iterator[str]:
     space = row.height - (6 if row.height > 10 else 1)
     middle = top + row.height / 2
     for span in own:
@@ -229,10 +272,10 @@ def draw_load(report: MissionReport) -> str:
     peak = max([sum(counts) for _, counts in steps], default=0)
     if peak == 0:
         return ""
-    scale = _Scale(40.0, _end(report))
-    bottom = _AXIS + _LOAD_HEIGHT
+    scale = Scale(40.0, end_of(report))
+    bottom = AXIS + _LOAD_HEIGHT
     unit = _LOAD_HEIGHT / peak
-    body = list(_axis(scale, _AXIS, bottom))
+    body = list(draw_axis(scale, AXIS, bottom))
     below = [0] * len(steps)
     for index, name in enumerate([*names, "wait"]):
         above = [low + counts[index] for low, (_, counts) in zip(below, steps, strict=True)]
@@ -240,9 +283,9 @@ def draw_load(report: MissionReport) -> str:
         kind = "wait" if name == "wait" else f"role {name}"
         body.append(f'<path class="{clean(kind)}" d="{path}"/>')
         below = above
-    body.append(f'<text class="tick" x="30" y="{_AXIS + 9:.0f}" text-anchor="end">{peak}</text>')
+    body.append(f'<text class="tick" x="30" y="{AXIS + 9:.0f}" text-anchor="end">{peak}</text>')
     body.append(f'<text class="tick" x="30" y="{bottom:.0f}" text-anchor="end">0</text>')
-    return _svg(bottom + _MARGIN, f"At most {peak} at once", body)
+    return as_svg(bottom + MARGIN, f"At most {peak} at once", body)
 
 
 def _steps(timeline: Sequence[Span], names: Sequence[str]) -> list[tuple[float, tuple[int, ...]]]:
@@ -274,7 +317,7 @@ def _area(
     steps: Sequence[tuple[float, tuple[int, ...]]],
     below: Sequence[int],
     above: Sequence[int],
-    scale: _Scale,
+    scale: Scale,
     unit: float,
     bottom: float,
 ) -> str:

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from orchestra import HookRegistry
 from orchestra.errors import HookError
 from orchestra.opencode.mission.crew import Crew
+from orchestra.opencode.mission.critical_path import critical_path
 from orchestra.opencode.mission.hook_points import REPORT_READY
 from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.orders import Finish
@@ -19,6 +20,8 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
+from orchestra.opencode.mission.wait_log import WaitLog
+from orchestra.opencode.mission.waits import totals
 
 __all__ = ("Reporter",)
 
@@ -38,6 +41,7 @@ class Reporter:
         crew: Knows the turns.
         steps: Know what agents did and asked.
         spending: Knows what was paid.
+        waits: Know what was waited for.
         hooks: See the report before it is told.
         scrubber: Takes secrets out of it when they fail.
     """
@@ -49,6 +53,7 @@ class Reporter:
     crew: Crew
     steps: OwnSteps
     spending: Spending
+    waits: WaitLog
     hooks: HookRegistry
     scrubber: Scrubber
 
@@ -89,6 +94,11 @@ class Reporter:
             started_at: When it began.
             elapsed: Seconds since this process began with it.
         """
+        book, now = self.waits.book, self.waits.now()
+        tasks = tuple(
+            evolve(task, segments=book.segments(task.id, now))
+            for task in self.machine.task_reports()
+        )
         timeline = (*spans, *self.crew.timeline)
         report = MissionReport(
             goal=self.goal,
@@ -96,7 +106,7 @@ class Reporter:
             reason=finish.reason,
             backend=self.backend,
             directory=self.directory,
-            tasks=self.machine.task_reports(),
+            tasks=tasks,
             commands=self.machine.commands,
             timeline=tuple(sorted(timeline, key=lambda span: span.started)),
             usage=self.crew.usage,
@@ -106,6 +116,14 @@ class Reporter:
             evidence=evidence,
             receipt=self.machine.receipt,
             costs=as_cost_node(self.spending.tree()),
+            segments=book.segments("", now),
+            causes={
+                cause.value: round(seconds, 4)
+                for cause, seconds in totals(
+                    each for task in tasks for each in task.segments
+                ).items()
+            },
+            critical_path=critical_path(book, now),
             statistics={
                 "turns": self.crew.turns_finished,
                 "permissions": self.steps.permissions,

@@ -86,8 +86,6 @@ __all__ = ("Mission",)
 _logger = logging.getLogger(__name__)
 
 _GIVEN_UP = {TaskState.SPLIT, *OVER} - {TaskState.ACCEPTED}
-_LOOK_INTERVAL = 1.0
-"""Seconds between two looks at TODO.md for what others have written into it."""
 _QUIET_LIMIT = 10.0
 """Seconds that sessions get at the end to become idle, after each was aborted and closed."""
 
@@ -225,6 +223,7 @@ class Mission(AsyncContextManagerMixin):
             crew=self._crew,
             steps=self._steps,
             spending=self._spending,
+            waits=self._waits,
             hooks=self._hooks,
             scrubber=self._scrubber,
         )
@@ -236,7 +235,6 @@ class Mission(AsyncContextManagerMixin):
         self._listener = listener
         self._report: MissionReport | None = None
         self._finished = anyio.Event()
-        self._is_todo_stale = anyio.Event()
         self._started = 0.0
         self._started_at = ""
         self._is_entered = False
@@ -353,6 +351,7 @@ class Mission(AsyncContextManagerMixin):
                 isolation=self._settings.isolation,
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
+                told=self._waits.merging,
             )
             await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
@@ -451,7 +450,7 @@ class Mission(AsyncContextManagerMixin):
     async def _begin(self, work: TaskGroup) -> str:
         """Start what goes on beside everything else; return why nothing can be worked on."""
         if self._settings.todo_file is not None:
-            work.start_soon(self._keep_todo)
+            work.start_soon(self._continuity.keep_shown, self._warn)
         await self._people.begin()
         work.start_soon(self._keep_listening)
         work.start_soon(self._waits.keep, self._continuity.ledger.write_news)
@@ -525,7 +524,7 @@ class Mission(AsyncContextManagerMixin):
     def _tell(self, work: TaskGroup, command: Command) -> None:
         """Publish what the machine tells."""
         if isinstance(command, TaskMoved | PlanMade):
-            self._is_todo_stale.set()
+            self._continuity.show_soon()
         if isinstance(command, TaskAdded):
             self._spending.add_part(command.spec.id, command.parent)
         elif isinstance(command, TaskMoved) and command.state in _GIVEN_UP:
@@ -564,15 +563,6 @@ class Mission(AsyncContextManagerMixin):
         await anyio.sleep(seconds)
         reason = f"the mission's {what} of {seconds:g} s is over"
         self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
-
-    async def _keep_todo(self) -> None:
-        """Write the plan whenever it changed, and look for edits of others in between."""
-        while True:
-            with anyio.move_on_after(_LOOK_INTERVAL):
-                await self._is_todo_stale.wait()
-            self._is_todo_stale = anyio.Event()
-            with anyio.CancelScope(shield=True):
-                await self._continuity.show(self._warn)
 
     def _tell_of_places(self) -> None:
         warnings = self._desks.places.warnings

@@ -27,9 +27,9 @@ from orchestra.opencode.mission.orders import (
     TaskMoved,
 )
 from orchestra.opencode.mission.plan import Role
-from orchestra.opencode.mission.report import MissionOutcome, TaskState
+from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.transitions import OVER
-from orchestra.opencode.mission.waits import Cause, WaitBook
+from orchestra.opencode.mission.waits import Cause, WaitBook, read_book
 
 __all__ = ("WaitLog", "turn_cause")
 
@@ -94,8 +94,7 @@ class WaitLog:
             commands: Its commands of one step, in order.
         """
         now = self.now()
-        ends = [each.outcome for each in commands if isinstance(each, Finish)]
-        if MissionOutcome.INTERRUPTED in ends:
+        if any(isinstance(each, Finish) and each.is_resumable for each in commands):
             self.book.turn("", Cause.AWAY, now)  # it may go on, and its tasks have not ended
             return
         for each in commands:
@@ -125,7 +124,7 @@ class WaitLog:
 
     def _wait_for(self, task: str, depends: Iterable[str], now: float) -> None:
         # What is accepted already is not waited for, and has no cause any more.
-        names = [name for name in dict.fromkeys(depends) if self.book.now(name) is not None]
+        names = [name for name in dict.fromkeys(depends) if self.book.is_open(name)]
         missing = [name for name in depends if name not in self.book.tasks]
         by = dict.fromkeys([*names, *missing])
         self.book.turn(task, Cause.DEPENDENCY if by else Cause.RECORDS, now, by=by)
@@ -178,11 +177,22 @@ class WaitLog:
     def _turn(
         self, task: str, cause: Cause, *, by: Iterable[str] = (), seconds: float | None = None
     ) -> None:
-        if self.book.now(task) is not None:
+        if task in self._repeated:
+            self._call_again(task)
+        if self.book.is_open(task):
             now = self.now()
             expected = None if seconds is None else now + seconds
             self.book.turn(task, cause, now, by=by, expected=expected)
             self._has_news.set()
+
+    def merging(self, task_id: str, earlier: Sequence[str]) -> None:
+        """A task's change waits for those of earlier tasks, or for nobody any more.
+
+        Args:
+            task_id: The task.
+            earlier: Who comes before.
+        """
+        self._turn(task_id, Cause.MERGE_ORDER if earlier else Cause.MERGE, by=earlier)
 
     def queue(self, ask: Ask) -> None:
         """Somebody waits for a slot of a role from now on.
@@ -223,17 +233,17 @@ class WaitLog:
             event: What was told.
         """
         task = task_id or ""
-        if isinstance(event, RetryScheduled):
-            now = self.book.now(task)
-            if now is not None:
-                self._repeated.setdefault(task, now.cause)
-                self._turn(task, Cause.RETRY, seconds=event.delay)
-        elif (cause := self._repeated.pop(task, None)) is not None:
-            now = self.book.now(task)
-            if now is not None and now.cause is Cause.RETRY:
-                # The call was made again when the pause was over, not when it was first heard of.
-                over = self.now() if now.expected is None else min(self.now(), now.expected)
-                self.book.turn(task, cause, over)
+        if task in self._repeated:
+            self._call_again(task)
+        if isinstance(event, RetryScheduled) and (now := self.book.now(task)) is not None:
+            self._turn(task, Cause.RETRY, seconds=event.delay)
+            self._repeated[task] = now.cause
+
+    def _call_again(self, task: str) -> None:
+        """The call was made again when the pause was over, not when it was first heard of."""
+        cause, now = self._repeated.pop(task), self.book.now(task)
+        if now is not None and now.expected is not None:
+            self.book.turn(task, cause, min(self.now(), now.expected))
 
     # --- the store ---
 
@@ -265,10 +275,8 @@ class WaitLog:
             written: All that `take_news` ever returned.
             started_at: When the mission was first started, ISO 8601 in UTC.
         """
-        self.book = WaitBook()
-        for name in sorted(written):
-            self.book.restore(written[name])
-            self._written = int(name)
+        self.book = read_book(written)
+        self._written = max(map(int, written), default=0)
         began = datetime.fromisoformat(started_at)
         passed = (datetime.now(UTC) - began).total_seconds() - self._clock()
         self._before = max(passed, self.book.last)

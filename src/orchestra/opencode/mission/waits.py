@@ -14,7 +14,7 @@ from typing import Any, final
 
 from attrs import define, evolve, field, frozen
 
-__all__ = ("Cause", "Segment", "WaitBook", "totals")
+__all__ = ("Cause", "Segment", "WaitBook", "read_book", "totals")
 
 _MISSION = ""
 _DIGITS = 4
@@ -51,8 +51,6 @@ class Cause(Enum):
     """A worker's turn."""
     RETRY = "provider retry"
     """The server repeats a model call that failed, after a pause."""
-    PERSON = "person"
-    """An agent has asked a person for a permission."""
     GATE_QUEUE = "gates queue"
     """The slots of those who run acceptance commands are taken."""
     GATES = "gates"
@@ -199,7 +197,7 @@ class WaitBook:
         if line.marks:
             last = line.marks[-1]
             is_over = last.cause is None and cause is None
-            if is_over or evolve(mark, since=last.since) == last:
+            if is_over or (cause, mark.by, mark.expected) == (last.cause, last.by, last.expected):
                 return
             # What was over within the tolerance has not been.
             is_brief = mark.since - last.since < self._tolerance and last.cause is not None
@@ -235,6 +233,15 @@ class WaitBook:
             task: The task.
         """
         return self._lines[task].above if task in self._lines else _MISSION
+
+    def is_open(self, task: str) -> bool:
+        """Whether a task's time is being spent on something.
+
+        Args:
+            task: The task.
+        """
+        line = self._lines.get(task)
+        return line is not None and bool(line.marks) and line.marks[-1].cause is not None
 
     def now(self, task: str) -> Segment | None:
         """Return what a task's time is spent on now; None: it is over, or unknown.
@@ -357,6 +364,18 @@ class WaitBook:
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"
+
+
+def read_book(written: Mapping[str, Any]) -> WaitBook:
+    """Return the book that was written in the store.
+
+    Args:
+        written: All that `WaitBook.take_news` returned, by names in the order of the writing.
+    """
+    book = WaitBook()
+    for name in sorted(written):
+        book.restore(written[name])
+    return book
 
 
 def totals(segments: Iterable[Segment]) -> Mapping[Cause, float]:

@@ -45,6 +45,7 @@ class Worktrees:
         home: The folder that holds the worktrees of all workspaces.
         patience: Seconds that a change waits for those that come before it in the plan.
         warn: Takes what should be known.
+        told: Called with a task whose change waits for those of earlier ones, and with these.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Worktrees:
         home: Path,
         patience: float,
         warn: Callable[[str], None],
+        told: Callable[[str, Sequence[str]], object],
     ) -> None:
         self.repository: Repository = repository
         self.workspace: Workspace = workspace
@@ -68,6 +70,7 @@ class Worktrees:
         self._folder = self._home / mission_id
         self._patience = patience
         self._warn = warn
+        self._told = told
         self._lock = anyio.Lock()
         self._mission_lock = MissionLock(self._folder / "lock")
         self._tip = ""
@@ -197,8 +200,10 @@ class Worktrees:
             tree: What was checked.
         """
         with anyio.move_on_after(self._patience):
-            while self._comes_before(place):
+            while earlier := self._before(place):
+                self._told(place.seat.task_id, earlier)
                 await self._is_moved.wait()
+        self._told(place.seat.task_id, ())
         async with self._lock:
             try:
                 taken = await self._integrate(place, tree)
@@ -208,8 +213,11 @@ class Worktrees:
             await self.close(place)
         return taken
 
-    def _comes_before(self, place: Worktree) -> bool:
-        return any(other.position < place.position for other in self._open.values())
+    def _before(self, place: Worktree) -> list[str]:
+        """Return the tasks whose changes are to be taken over before."""
+        return [
+            other.seat.task_id for other in self._open.values() if other.position < place.position
+        ]
 
     async def _integrate(self, place: Worktree, tree: str) -> Taken:
         repository, seat = self.repository, place.seat
