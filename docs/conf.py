@@ -35,11 +35,17 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(anyio|attrs?|collections|pathlib|types|typing|os|enum|contextlib|abc|re|decimal)\..*",
     ),
-    (r"py:.*", r"(signal\.)?Signals|EndingFunction|BeforeExit|ClosedResourceError|Place|Stock|Label"),
+    (
+        r"py:.*",
+        r"(signal\.)?Signals|EndingFunction|BeforeExit|ClosedResourceError|Place|Stock|Label",
+    ),
     (r"py:.*", r"(Path|Any|Self|TracebackType|PathLike|Enum|ABC|TypeAlias)"),
     (r"py:.*", r"(Async)?(Iterator|Iterable|Generator)|Mapping|Callable|Awaitable|Sequence"),
     (r"py:.*", r"(threading|concurrent\.futures)\..*|orchestra\.\w+\.[TRD]|Future"),
-    (r"py:.*", r"orchestra\.opencode\.mission\.(machine|content|spending|scrubbing)\..*"),  # kept private
+    (
+        r"py:.*",
+        r"orchestra\.opencode\.mission\.(machine|content|spending|scrubbing)\..*",
+    ),  # kept private
     (r"py:.*", r"Tokens|Lane"),  # private names in signatures
     (r"py:.*", r"orchestra\..*\.[TP]|random\.Random"),
     (r"py:.*", r"AbstractAsyncContextManager|AsyncContextManagerMixin|CapacityLimiter|TaskGroup"),
