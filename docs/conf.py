@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(threading|concurrent\.futures)\..*|orchestra\.\w+\.[TRD]|Future"),
     (
         r"py:.*",
-        r"orchestra\.opencode\.mission\.(machine|content|spending|scrubbing)\..*",
+        r"orchestra\.opencode\.mission\.(machine|content|spending|scrubbing|waits|critical_path)\..*",
     ),  # kept private
     (r"py:.*", r"Tokens|Lane"),  # private names in signatures
     (r"py:.*", r"orchestra\..*\.[TP]|random\.Random"),
