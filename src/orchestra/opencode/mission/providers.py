@@ -91,7 +91,7 @@ class Cooldown:
             now: The clock.
             seconds: 0.0: nobody has to wait, but all go one after the other.
         """
-        self.until: float = max(self.until, now + max(0.0, min(seconds, MAX_RETRY_AFTER)))
+        self.until = max(self.until, now + max(0.0, min(seconds, MAX_RETRY_AFTER)))
         self._next = max(self._next, self.until + self._random() * self._spacing)
         self._is_row_until = max(self._is_row_until, self._next, self.until + _LINGER)
 
