@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar, final
 
 from attrs import evolve, fields, has
@@ -84,15 +85,12 @@ class Scrubber:
             return tuple([self._scrub(redactor, item, kept) for item in value])
         if isinstance(value, CommandResult):
             value = evolve(value, argv=self.command(value.argv))
-        if not has(type(value)):
-            return value
         changes: dict[str, Any] = {}
-        for attribute in fields(type(value)):
-            if attribute.name not in kept:
-                before = getattr(value, attribute.name)
-                after = self._scrub(redactor, before, kept)
-                if after != before:
-                    changes[attribute.name] = after
+        for name in _names(type(value), kept):
+            before = getattr(value, name)
+            after = self._scrub(redactor, before, kept)
+            if after is not before and after != before:
+                changes[name] = after
         return evolve(value, **changes) if changes else value
 
     def command(self, argv: Sequence[str]) -> tuple[str, ...]:
@@ -125,6 +123,14 @@ class Scrubber:
 
     def __repr__(self) -> str:
         return f"<Scrubber {self._redactor!r}>"
+
+
+@lru_cache(maxsize=256)
+def _names(kind: type, kept: frozenset[str]) -> tuple[str, ...]:
+    """Return the fields of a class that may hold a secret; of what is no record, none."""
+    if not has(kind):
+        return ()
+    return tuple(field.name for field in fields(kind) if field.name not in kept)
 
 
 @final
