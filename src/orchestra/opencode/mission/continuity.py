@@ -25,6 +25,7 @@ from orchestra.opencode.mission.content import (
 from orchestra.opencode.mission.keys import INPUT, RESULT, SPENT, TOTALS, WHY
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.machine import MissionMachine
+from orchestra.opencode.mission.nearby import is_little
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
     Command,
@@ -340,7 +341,8 @@ class Continuity:
         found: dict[str, str] = {}
         if paths:
             look = partial(digest_files, self._directory, sorted(paths))
-            found = await anyio.to_thread.run_sync(look)
+            is_quick = is_little(str(self._directory), list(paths))
+            found = look() if is_quick else await anyio.to_thread.run_sync(look)
         puts: dict[str, Any] = {}
         for name, files in begun.items():
             # Of a task that is done once more, what it changed earlier is its change too.

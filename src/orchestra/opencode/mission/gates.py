@@ -22,6 +22,7 @@ from attrs import evolve
 from orchestra import WorkStealingPool
 from orchestra.opencode.mission.diagnostics import Diagnostics
 from orchestra.opencode.mission.inspection import Inspection, secret_formats
+from orchestra.opencode.mission.nearby import run_near
 from orchestra.opencode.mission.orders import RunGates
 from orchestra.opencode.mission.plan import MissionSettings
 from orchestra.opencode.mission.report import CommandResult, Finding, Receipt
@@ -197,7 +198,12 @@ class Gates:
     async def _examine(self, site: Site, change: Change) -> tuple[list[Finding], list[Finding]]:
         """Return what is the matter with the changed files, and what of it is refused."""
         root = str(change.directory)
-        seen = await self._pool.run_many(partial(self._inspection.look, root), change.changed)
+        look = partial(self._inspection.look, root)
+        if len(change.changed) == 1:
+            path = change.changed[0]
+            seen = [await run_near(self._pool, root, change.changed, look, path)]
+        else:
+            seen = await self._pool.run_many(look, change.changed)
         findings: list[Finding] = []
         refused: list[Finding] = []
         for path, sightings in zip(change.changed, seen, strict=True):

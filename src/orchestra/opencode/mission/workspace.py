@@ -28,6 +28,7 @@ from orchestra.opencode.mission.evidence import (
     read_state,
 )
 from orchestra.opencode.mission.ignored import Ignored
+from orchestra.opencode.mission.nearby import run_near
 from orchestra.opencode.mission.putting_back import (
     Restored,
     Restoring,
@@ -171,7 +172,9 @@ class Workspace:
             await self._stamp(paths)
 
     async def _stamp(self, paths: Sequence[str]) -> None:
-        found = await self._pool.run(_read_states, self._root, paths, self._contents)
+        found = await run_near(
+            self._pool, self._root, paths, _read_states, self._root, paths, self._contents
+        )
         await self._settle_all(paths, found, list(self._present))
 
     async def settle_strays(self, paths: Sequence[str]) -> None:
@@ -384,7 +387,8 @@ class Workspace:
             before: The files, and how they were.
         """
         pairs = [(path, old, self._settled.get(path)) for path, old in sorted(before.items())]
-        return await self._pool.run(diff_states, self._contents, pairs)
+        paths = [path for path, *_ in pairs]
+        return await run_near(self._pool, self._root, paths, diff_states, self._contents, pairs)
 
     async def whole(self) -> tuple[str, dict[str, FileState | None]]:
         """Return the digest of all files, and what has changed since the beginning. A checkpoint."""
@@ -408,7 +412,9 @@ class Workspace:
         Args:
             paths: The files.
         """
-        found = await self._pool.run(_read_states, self._root, paths, self._contents)
+        found = await run_near(
+            self._pool, self._root, paths, _read_states, self._root, paths, self._contents
+        )
         for path in paths:
             self._settle(path, found[path])
         self.guard(paths)
