@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar, final
 
 from attrs import evolve, fields, has
@@ -57,6 +56,7 @@ class Scrubber:
 
     def __init__(self, redactor: Redactor | None) -> None:
         self._redactor = redactor
+        self._names: dict[tuple[type, frozenset[str]], tuple[str, ...]] = {}
 
     def text(self, text: str) -> str:
         """Return a text without secrets.
@@ -86,12 +86,21 @@ class Scrubber:
         if isinstance(value, CommandResult):
             value = evolve(value, argv=self.command(value.argv))
         changes: dict[str, Any] = {}
-        for name in _names(type(value), kept):
+        for name in self._fields_of(type(value), kept):
             before = getattr(value, name)
             after = self._scrub(redactor, before, kept)
             if after is not before and after != before:
                 changes[name] = after
         return evolve(value, **changes) if changes else value
+
+    def _fields_of(self, kind: type, kept: frozenset[str]) -> tuple[str, ...]:
+        """Return the fields of a class that may hold a secret; of what is no record, none."""
+        names = self._names.get((kind, kept))
+        if names is None:
+            found = fields(kind) if has(kind) else ()
+            names = tuple(field.name for field in found if field.name not in kept)
+            self._names[kind, kept] = names
+        return names
 
     def command(self, argv: Sequence[str]) -> tuple[str, ...]:
         """Return a command line without secrets; an option counts as the name of what follows it.
@@ -123,14 +132,6 @@ class Scrubber:
 
     def __repr__(self) -> str:
         return f"<Scrubber {self._redactor!r}>"
-
-
-@lru_cache(maxsize=256)
-def _names(kind: type, kept: frozenset[str]) -> tuple[str, ...]:
-    """Return the fields of a class that may hold a secret; of what is no record, none."""
-    if not has(kind):
-        return ()
-    return tuple(field.name for field in fields(kind) if field.name not in kept)
 
 
 @final
