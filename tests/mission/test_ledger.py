@@ -315,9 +315,9 @@ async def test_an_edit_is_read_back_while_a_worker_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a person adds to TODO.md gets into the store although no task moves meanwhile."""
-    from orchestra.opencode.mission import runner
+    from orchestra.opencode.mission import continuity
 
-    monkeypatch.setattr(runner, "_LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(continuity, "_LOOK_INTERVAL", 0.02)
     path = tmp_path / "TODO.md"
 
     async def worker(turn: Turn) -> str:

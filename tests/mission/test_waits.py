@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestra import EmbeddedBackend, MemoryStore, Priority, Turn
+from orchestra import EmbeddedBackend, MemoryStore, Priority, SQLiteStore, Turn
 from orchestra.events import RetryScheduled
 from orchestra.opencode.mission.critical_path import critical_path
 from orchestra.opencode.mission.orders import Ask, PlanMade
@@ -26,6 +26,7 @@ from orchestra.opencode.mission.saved import load_mission
 from orchestra.opencode.mission.wait_log import WaitLog
 from orchestra.opencode.mission.wait_words import describe_path, explain_time, explain_wait
 from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, read_book, totals
+from orchestra.opencode.why import explain_task
 
 TASKS = ("", "a", "b", "a#1")
 TOLERANCE = 0.001
@@ -297,6 +298,45 @@ async def test_the_store_alone_tells_what_the_report_tells(tmp_path: Path) -> No
     page = report_to_html(report)
     assert "Where the time went" in page
     assert "slot" in describe_path(report.critical_path) or "work" in page
+
+
+async def test_why_tells_of_a_mission_under_way(tmp_path: Path) -> None:
+    """Another process sees within a second or so what each task waits for, and for whom."""
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def worker(turn: Turn) -> str:
+        begun.set()
+        await go_on.wait()
+        (tmp_path / f"{turn.metadata['task']}.txt").write_text("done")
+        return "Done."
+
+    plan = Plan(
+        (
+            TaskSpec(id="a", title="A", files=("a.txt",)),
+            TaskSpec(id="b", title="B", files=("b.txt",)),
+            TaskSpec(id="c", title="C", files=("c.txt",), depends=("a",)),
+        )
+    )
+    settings = MissionSettings(todo_file=None, limits={"worker": 1})
+    (tmp_path / ".orchestra").mkdir()
+    async with SQLiteStore(tmp_path / ".orchestra" / "missions.db") as store:
+        backend = EmbeddedBackend({"worker": worker})
+        async with Mission(
+            "x", backend=backend, directory=tmp_path, plan=plan, settings=settings, store=store
+        ) as mission:
+            await begun.wait()
+            with anyio.fail_after(20):
+                told, last = [""], ""
+                while "worker is at it" not in told[0] or "every worker is busy" not in told[1]:
+                    await anyio.sleep(0.05)
+                    one, other, last = [
+                        str(await explain_task(tmp_path, each, mission.id)) for each in "abc"
+                    ]
+                    told = sorted([one, other], key=lambda text: "worker is at it" not in text)
+            mission.stop()
+            go_on.set()
+    assert "it waits for a, for " in last
+    assert all("since the mission's start: " in each for each in (*told, last))
 
 
 def test_people_are_told_in_sentences() -> None:

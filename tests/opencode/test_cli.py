@@ -172,12 +172,10 @@ def test_lines_when_piped(work: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == f"workspace: {work}"
     assert "s  t1 accepted" in done.stdout
-    assert lines[-3:] == [
-        lines[-3],
-        lines[-2],
-        f"report: {work / '.orchestra' / 'report.html'}",
-    ]
-    assert lines[-3].startswith("mission accepted: ")
+    assert lines[-5].startswith("mission accepted: ")
+    assert lines[-3].startswith("time of the tasks: ")
+    assert lines[-2].startswith("critical path: ")
+    assert lines[-1] == f"report: {work / '.orchestra' / 'report.html'}"
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
     assert sorted(path.name for path in work.iterdir()) == [".orchestra", "TODO.md", "done.txt"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestra.errors import ConfigurationError
 from orchestra.events import Usage
+from orchestra.opencode.mission.critical_path import PathStep
 from orchestra.opencode.mission.report import (
     CommandResult,
     CostNode,
@@ -30,6 +31,7 @@ from orchestra.opencode.mission.report import (
 from orchestra.opencode.mission.report_files import write_report
 from orchestra.opencode.mission.report_html import report_to_html
 from orchestra.opencode.mission.report_json import report_from_json, report_to_json
+from orchestra.opencode.mission.waits import Cause, Segment
 
 # Lone surrogates are what invalid UTF-8 in a tool's output may become.
 _text = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -138,6 +140,15 @@ def test_a_price_that_is_no_number_is_null() -> None:
 
 def test_the_form_is_stable() -> None:
     """The keys of schema 1 are these; adding one is fine, anything else needs a new number."""
+    segment = Segment(cause=Cause.SLOT, since=1.0, until=3.0, of="t", by=("worker",))
+    wait = {
+        "cause": "slot",
+        "since": 1.0,
+        "until": 3.0,
+        "of": "t",
+        "by": ["worker"],
+        "expected": None,
+    }
     report = MissionReport(
         goal="g",
         outcome=MissionOutcome.ACCEPTED,
@@ -150,8 +161,11 @@ def test_the_form_is_stable() -> None:
                 title="T",
                 state=TaskState.ACCEPTED,
                 receipt=Receipt(tree="d", findings=(Finding(path="p", line=1, message="m"),)),
+                segments=(segment,),
             ),
         ),
+        causes={"slot": 2.0},
+        critical_path=(PathStep(task="t", segment=segment),),
         commands=(CommandResult(argv=("true",), exit_code=0),),
         timeline=(
             Span(
@@ -207,6 +221,7 @@ def test_the_form_is_stable() -> None:
                     "changed": [],
                     "strays": [],
                 },
+                "segments": [wait],
             }
         ],
         "commands": [
@@ -263,6 +278,9 @@ def test_the_form_is_stable() -> None:
                 }
             ],
         },
+        "segments": [],
+        "causes": {"slot": 2.0},
+        "critical_path": [{"task": "t", "segment": wait}],
         "statistics": {"turns": 1},
     }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.event_log import EVENT_SCHEMA, EventLog
     from orchestra.opencode.housekeeping import Cleaning, CleanOptions, clean_workspace
     from orchestra.opencode.mission.allowances import Allowance, BudgetSettings, ProviderSettings
+    from orchestra.opencode.mission.critical_path import PathStep
     from orchestra.opencode.mission.events import (
         AgentActed,
         CommandFinished,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from orchestra.opencode.mission.saved import Attempt, SavedMission, load_mission
     from orchestra.opencode.mission.specialists import Specialist
     from orchestra.opencode.mission.statistics import MissionStatistics
+    from orchestra.opencode.mission.waits import Cause, Segment
     from orchestra.opencode.people.cancelling import Quiescence
     from orchestra.opencode.people.permissions import MissionPermissions
     from orchestra.opencode.people.questions import Person, PersonAnswer, PersonQuestion
@@ -102,6 +104,7 @@ __all__ = (
     "Allowance",
     "Attempt",
     "BudgetSettings",
+    "Cause",
     "CleanOptions",
     "Cleaning",
     "CommandFinished",
@@ -129,6 +132,7 @@ __all__ = (
     "MissionTurn",
     "OpenCodeBackend",
     "OpenCodeProgram",
+    "PathStep",
     "PeopleSettings",
     "Person",
     "PersonAnswer",
@@ -142,6 +146,7 @@ __all__ = (
     "Role",
     "RoleChoice",
     "SavedMission",
+    "Segment",
     "SessionTold",
     "Span",
     "Specialist",
@@ -188,6 +193,7 @@ _HOMES = {
     "Allowance": "orchestra.opencode.mission.allowances",
     "Attempt": "orchestra.opencode.mission.saved",
     "BudgetSettings": "orchestra.opencode.mission.allowances",
+    "Cause": "orchestra.opencode.mission.waits",
     "CleanOptions": "orchestra.opencode.housekeeping",
     "Cleaning": "orchestra.opencode.housekeeping",
     "CommandFinished": "orchestra.opencode.mission.events",
@@ -215,6 +221,7 @@ _HOMES = {
     "MissionTurn": "orchestra.opencode.mission.hook_points",
     "OpenCodeBackend": "orchestra.opencode.backend",
     "OpenCodeProgram": "orchestra.opencode.client.locate",
+    "PathStep": "orchestra.opencode.mission.critical_path",
     "PeopleSettings": "orchestra.opencode.mission.people_settings",
     "Person": "orchestra.opencode.people.questions",
     "PersonAnswer": "orchestra.opencode.people.questions",
@@ -228,6 +235,7 @@ _HOMES = {
     "Role": "orchestra.opencode.mission.plan",
     "RoleChoice": "orchestra.opencode.mission.file",
     "SavedMission": "orchestra.opencode.mission.saved",
+    "Segment": "orchestra.opencode.mission.waits",
     "SessionTold": "orchestra.opencode.mission.hook_points",
     "Span": "orchestra.opencode.mission.report",
     "Specialist": "orchestra.opencode.mission.specialists",

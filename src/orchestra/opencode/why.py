@@ -87,6 +87,8 @@ def why_it_ran(case: Case) -> Iterator[str]:
 def why_it_waits(case: Case) -> Iterator[str]:
     """Say what it waits for: others, files, a slot."""
     state = case.plain.get("state")
+    if not case.saved.is_over and read_book(case.saved.waits).is_open(case.spec.id):
+        return  # it was written down: where its time went begins with it
     if state == TaskState.WAITING.value:
         for name in case.spec.depends:
             if case.state_of(name) != TaskState.ACCEPTED.value:

@@ -39,15 +39,20 @@ def critical_path(book: WaitBook, now: float | None = None) -> tuple[PathStep, .
         book: What the time of the tasks was spent on.
         now: The moment to go back from, in seconds after the start, if the mission is not over.
     """
-    lines = {name: book.segments(name, now) for name in ("", *book.tasks)}
-    ends = {name: book.ends(name, now) for name in lines}
+    ends = {name: book.ends(name, now) for name in ("", *book.tasks)}
+    lines: dict[str, Sequence[Segment]] = {}
     parts: dict[str, list[str]] = {}
     for name in book.tasks:
         parts.setdefault(book.above(name), []).append(name)
     task, moment = "", max(ends[""], default=0.0)
     steps: list[PathStep] = []
     seen: set[str] = set()
-    while moment > 0 and (segment := _before(lines[task], moment)) is not None:
+    while moment > 0:
+        if task not in lines:
+            lines[task] = book.segments(task, now)
+        segment = _before(lines[task], moment)
+        if segment is None:
+            break
         task = segment.of
         seen.add(task)
         names: Sequence[str] = segment.by if segment.cause in _OF_OTHERS else ()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
+import anyio
 import anyio.to_thread
 from attrs import asdict
 
@@ -135,6 +136,8 @@ class Ledger:
         self._fields: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
         self._conflicts: list[TodoConflict] = []
         self._of_sessions: dict[str, dict[str, None]] = {}
+        self._coming: dict[str, Attempt] = {}
+        self._lock = anyio.Lock()
         self.attempts: dict[str, Attempt] = {}
         self.setup: Mapping[str, Any] | None = None
         """What is needed for going on with the mission, in plain form; written with the start."""
@@ -288,7 +291,9 @@ class Ledger:
         self._of_sessions.setdefault(key.rpartition(":")[0], {})[key] = None
 
     async def begin_attempt(self, key: str, attempt: Attempt) -> None:
-        """Write down a prompt that is about to be sent. A checkpoint.
+        """Write down a prompt that is about to be sent; those that come at once, in one commit.
+
+        A checkpoint.
 
         Args:
             key: `Ask.key`.
@@ -298,13 +303,24 @@ class Ledger:
             LeaseLostError: Somebody else owns the mission by now; it must not be sent.
             StoreError: It cannot be written.
         """
+        self._coming[key] = attempt
+        try:
+            async with self._lock:
+                if self.attempts.get(key) is not attempt:  # nobody has written it along
+                    batch, self._coming = {**self._coming, key: attempt}, {}
+                    await self._write_attempts(batch)
+        finally:
+            self._coming.pop(key, None)
 
+    async def _write_attempts(self, attempts: Mapping[str, Attempt]) -> None:
         async def write(tx: Transaction) -> None:
             await self._check(tx)
-            tx.put(ATTEMPT + key, asdict(attempt))
+            for key, attempt in attempts.items():
+                tx.put(ATTEMPT + key, asdict(attempt))
 
         await self._store.transact(write)
-        self._keep_attempt(key, attempt)
+        for key, attempt in attempts.items():
+            self._keep_attempt(key, attempt)
 
     async def _check(self, tx: Transaction) -> None:
         if self._owner is None:
@@ -331,7 +347,8 @@ class Ledger:
             await self._store.transact(write)
 
     def _news(self) -> dict[str, Any]:
-        return {WAITS + name: self._plain(value) for name, value in self.waits().items()}
+        # Nothing but names, times and causes: there is no secret to look for.
+        return {WAITS + name: clean(value) for name, value in self.waits().items()}
 
     def _record(self, key: str, value: Any) -> Any:
         """Return what is to be written; fields of a task that are as they were are done already."""

@@ -56,6 +56,7 @@ class Scrubber:
 
     def __init__(self, redactor: Redactor | None) -> None:
         self._redactor = redactor
+        self._names: dict[tuple[type, frozenset[str]], tuple[str, ...]] = {}
 
     def text(self, text: str) -> str:
         """Return a text without secrets.
@@ -84,16 +85,22 @@ class Scrubber:
             return tuple([self._scrub(redactor, item, kept) for item in value])
         if isinstance(value, CommandResult):
             value = evolve(value, argv=self.command(value.argv))
-        if not has(type(value)):
-            return value
         changes: dict[str, Any] = {}
-        for attribute in fields(type(value)):
-            if attribute.name not in kept:
-                before = getattr(value, attribute.name)
-                after = self._scrub(redactor, before, kept)
-                if after != before:
-                    changes[attribute.name] = after
+        for name in self._fields_of(type(value), kept):
+            before = getattr(value, name)
+            after = self._scrub(redactor, before, kept)
+            if after is not before and after != before:
+                changes[name] = after
         return evolve(value, **changes) if changes else value
+
+    def _fields_of(self, kind: type, kept: frozenset[str]) -> tuple[str, ...]:
+        """Return the fields of a class that may hold a secret; of what is no record, none."""
+        names = self._names.get((kind, kept))
+        if names is None:
+            found = fields(kind) if has(kind) else ()
+            names = tuple(field.name for field in found if field.name not in kept)
+            self._names[kind, kept] = names
+        return names
 
     def command(self, argv: Sequence[str]) -> tuple[str, ...]:
         """Return a command line without secrets; an option counts as the name of what follows it.

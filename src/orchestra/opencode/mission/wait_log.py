@@ -262,7 +262,8 @@ class WaitLog:
     def take_news(self) -> Mapping[str, Any]:
         """Return what is to be written, by name: all changes since the last call in one."""
         news = self.book.take_news()
-        self._has_news = anyio.Event()
+        if self._has_news.is_set():  # else somebody waits for this one
+            self._has_news = anyio.Event()
         if not news:
             return {}
         self._written += 1

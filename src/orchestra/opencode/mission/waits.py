@@ -286,9 +286,7 @@ class WaitBook:
         joined: list[Segment] = []
         for each in self._segments(task, 0.0, until, is_own=True):
             last = joined[-1] if joined else None
-            if last is not None and evolve(last, until=each.until) == evolve(
-                each, since=last.since
-            ):
+            if last is not None and _is_same(last, each):
                 joined[-1] = evolve(last, until=each.until)
             else:
                 joined.append(each)
@@ -388,6 +386,16 @@ def totals(segments: Iterable[Segment]) -> Mapping[Cause, float]:
     for segment in segments:
         seconds[segment.cause] = seconds.get(segment.cause, 0.0) + segment.seconds
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def _is_same(before: Segment, after: Segment) -> bool:
+    """Whether one goes on where the other ends, with the same cause."""
+    return (
+        before.cause is after.cause
+        and before.of == after.of
+        and before.by == after.by
+        and before.expected == after.expected
+    )
 
 
 def _rounded(value: float | None) -> float | None:
