@@ -28,7 +28,7 @@ class Cause(Enum):
     APPROVAL = "approval"
     """Somebody is asked about the plan."""
     TASKS = "tasks"
-    """Of the mission itself: its tasks are under way."""
+    """Of the mission itself, its tasks are under way."""
     DEPENDENCY = "dependency"
     """Tasks that it depends on have not been accepted."""
     LEASE = "lease"
@@ -64,7 +64,7 @@ class Cause(Enum):
     PARTS = "parts"
     """Its parts are under way."""
     RECORDS = "records"
-    """Between two steps: what was decided is written down."""
+    """Between two steps, what was decided is written down."""
     AWAY = "away"
     """No process carried the mission on."""
 
