@@ -389,7 +389,7 @@ async def test_a_deadline_stops_the_search_behind_it(tmp_path: Path) -> None:
         assert (await use(running, "glob", glob="*"))["isError"] is False
 
 
-async def test_the_tools_in_a_pool(tmp_path: Path) -> None:
+async def test_the_tools_in_a_pool(tmp_path: Path, others: set[int]) -> None:
     """A pool of tool servers answers each request with its own answer."""
     write_files(tmp_path, {f"{number}.txt": f"needle{number}\n" for number in range(20)})
     answers: dict[int, str] = {}
@@ -404,7 +404,7 @@ async def test_the_tools_in_a_pool(tmp_path: Path) -> None:
             for number in range(20):
                 group.start_soon(ask, number)
     assert answers == {number: f"{number}.txt" for number in range(20)}
-    assert sys.platform != "linux" or not children()
+    assert sys.platform != "linux" or children() <= others
 
 
 async def test_the_other_framing(tmp_path: Path) -> None:
