@@ -26,10 +26,11 @@ class Contents:
         self._places: dict[bytes, tuple[int, int]] = {}
         self._end = 0
         self._file: IO[bytes] | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def keep(self, digest: bytes, data: bytes) -> None:
-        """Keep contents, if there is room. Blocks.
+        """Keep contents, if there is room, and nothing once closed. Blocks.
 
         Args:
             digest: Names them.
@@ -39,7 +40,7 @@ class Contents:
             OSError: They cannot be written.
         """
         with self._lock:
-            if digest in self._places or len(data) > self._left:
+            if self._is_closed or digest in self._places or len(data) > self._left:
                 return
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="orchestra-")  # noqa: SIM115
@@ -63,10 +64,10 @@ class Contents:
             return self._file.read(length)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything; a thread that still reads for us finds it closed."""
         with self._lock:
+            self._is_closed = True
             self._places.clear()
-            self._left = 0
             if self._file is not None:
                 self._file.close()
                 self._file = None

@@ -85,8 +85,12 @@ class Copies:
             await self.pool.run(_copy, root, top, list(listed.files))
             watch = WorkspaceWatch(top, self.pool, skipped=self._skipped, keep=contents.keep)
             base = await watch.take()
-        except (OSError, TooLargeError) as exc:
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException as exc:
+            contents.close()
+            with anyio.CancelScope(shield=True):
+                await self.pool.run(shutil.rmtree, folder, True)
+            if not isinstance(exc, OSError | TooLargeError):
+                raise
             why = f"there is no copy of the workspace for task {task_id!r}: {exc}"
             raise WorkplaceError(why) from exc
         return _Copy(self, Seat(task_id, files), top, watch, base, contents)
