@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from orchestra import EmbeddedAgent, EmbeddedBackend, MemoryStore, Turn
+from orchestra.opencode.mission.events import MissionEvent
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.run import run_mission
@@ -29,6 +31,7 @@ async def run(
     settings: MissionSettings = RULES,
     reviewer: EmbeddedAgent = accept,
     store: MemoryStore | None = None,
+    listener: Callable[[MissionEvent], object] | None = None,
 ) -> MissionReport:
     with anyio.fail_after(60):
         return await run_mission(
@@ -38,6 +41,7 @@ async def run(
             plan=Plan(tasks),
             settings=settings,
             store=store,
+            listener=listener,
         )
 
 
