@@ -295,15 +295,17 @@ class LiveProgress:
 
         # No thread of its own: the drawing is a task like any other.
         live = self._live = Live(console=self._console, auto_refresh=False, transient=False)
-        with live:
-            try:
-                while True:
-                    if live.is_started:
-                        live.update(self.render(), refresh=True)
-                    await anyio.sleep(self._INTERVAL)
-            finally:
-                with suppress(OSError):
+        try:
+            with live:
+                try:
+                    while True:
+                        if live.is_started:
+                            live.update(self.render(), refresh=True)
+                        await anyio.sleep(self._INTERVAL)
+                finally:
                     live.update(self.render(), refresh=True)
+        except OSError:  # the terminal was closed: nobody looks any more
+            await anyio.sleep_forever()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -312,11 +314,13 @@ class LiveProgress:
         if live is None or not live.is_started:
             yield
             return
-        live.stop()
+        with suppress(OSError):
+            live.stop()
         try:
             yield
         finally:
-            live.start()
+            with suppress(OSError):
+                live.start()
 
     def render(self) -> RenderableType:
         """Return the picture of this moment."""
