@@ -53,7 +53,7 @@ from orchestra.opencode.mission.plan import (
     TaskSpec,
 )
 from orchestra.opencode.mission.report import CommandResult, MissionOutcome, Receipt, TaskState
-from orchestra.opencode.mission.transitions import TRANSITIONS
+from orchestra.opencode.mission.transitions import OVER, TRANSITIONS
 
 ACCEPT = '{"verdict": "accept"}'
 REJECT = '{"verdict": "reject", "reasons": ["no tests"]}'
@@ -691,6 +691,7 @@ class Play:
         for _ in range(10_000):
             self.check_commands()
             self.check_files()
+            self.check_order()
             if self.driver.machine.finish is not None:
                 self.check_end()
                 return
@@ -806,6 +807,19 @@ class Play:
                     self.check_race(command.task_id)
         self.checked = len(self.driver.log)
         assert self.driver.machine.states() == self.states
+
+    def check_order(self) -> None:
+        """Whatever is split when: the plan's tasks are in its order, parts right after their task."""
+        place = self.driver.machine.position_of
+        planned = [place(name) for name in self.specs if name not in self.parents]
+        assert planned == sorted(set(planned))
+        for part, parent in self.parents.items():
+            assert place(parent) < place(part) < place(parent) + 1
+        for parent in set(self.parents.values()):
+            parts = [place(part) for part, its in self.parents.items() if its == parent]
+            assert parts == sorted(set(parts))
+            racers = [part for part in self.parents if part.startswith(f"{parent}#")]
+            assert bool(racers) != bool(self.driver.machine.parts_of(parent))
 
     def check_race(self, name: str) -> None:
         orders = [
@@ -1161,6 +1175,22 @@ def test_commander_is_asked_how_to_go_on() -> None:
     driver.check_whole()
     assert driver.finish.reason == "all 2 tasks were accepted"
     assert driver.machine.iteration == 2
+
+
+def test_later_plans_come_after_earlier_ones() -> None:
+    """No place in the plan is taken twice, also when a task comes once more under its name."""
+    driver = planned({"id": "a"}, {"id": "b"}, rules=MissionSettings(loop=LoopLimits(rounds=1)))
+    driver.accept("a")
+    plans: list[list[dict[str, object]]] = [[{"id": "b"}], [{"id": "c"}, {"id": "d"}]]
+    for plan in plans:
+        failing = [name for name, state in driver.machine.states().items() if state not in OVER]
+        for name in failing:
+            driver.work(name)
+            driver.answer(Role.REVIEWER, REJECT, name)
+        driver.answer(Role.COMMANDER, "brief")
+        driver.answer(Role.PLANNER, plan_text(*plan))
+    assert list(driver.machine.states()) == ["a", "b", "c", "d"]
+    assert len({driver.machine.position_of(name) for name in "abcd"}) == 4
 
 
 def test_failed_integration_is_continued_too() -> None:

@@ -121,7 +121,9 @@ def test_approve_from_another_process(work: Path) -> None:
     assert [lines[0]["kind"], lines[-1]["kind"]] == ["MissionStarted", "MissionFinished"]
     (log,) = (work.parent / "state" / "orchestra" / "log").iterdir()
     assert "t1 accepted" in log.read_text()
-    assert run("approve", "--dir", work, code=2).stderr.startswith("mission_")
+    again = run("approve", "--dir", work, code=2).stderr
+    assert "has approved plan-1-" in again
+    assert "already; the mission has ended as accepted" in again
 
 
 def test_reject_with_a_note(work: Path) -> None:

@@ -221,6 +221,14 @@ _DRAIN_SHARE = 0.9
 """A mission that is cancelled is not looked at once more, so it gets nearly all of them."""
 
 
+def _end_signals() -> tuple[signal.Signals, ...]:
+    """Return what ends a mission in good order; a closed terminal does not under ``nohup``."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is not signal.SIG_DFL:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, hangup)
+
+
 @final
 class _Interruption:
     """What happens when somebody presses Ctrl-C: stop in good order, wait no longer, exit."""
@@ -231,7 +239,7 @@ class _Interruption:
         self.shutdown = ShutdownManager(
             grace_period=_GRACE,
             drain_share=_DRAIN_SHARE,
-            signals=(signal.SIGINT, signal.SIGTERM),
+            signals=_end_signals(),
             listener=self._hear,
             before_exit=self._leave,
         )

@@ -28,7 +28,12 @@ from orchestra.opencode.people.cancelling import (
     wish_cancel,
     write_quiet,
 )
-from orchestra.opencode.people.questions import PersonAnswer, list_questions, write_answer
+from orchestra.opencode.people.questions import (
+    ANSWER,
+    PersonAnswer,
+    list_questions,
+    write_answer,
+)
 from orchestra.opencode.records import MISSION, RECORDS, find_mission
 from orchestra.opencode.resume import end_leftovers
 
@@ -195,14 +200,36 @@ async def answer_question(
         if chosen is None:
             chosen = next((name for name in questions if name.startswith("plan-")), None)
         if chosen is None or chosen not in questions:
-            asked = ", ".join(questions) or "nothing"
-            raise ConfigurationError(
-                f"{mission} does not ask for {question or 'its plan'} to be approved; "
-                f"it asks: {asked}"
-            )
+            raise ConfigurationError(await _why_not(store, mission, question, questions))
         if not await write_answer(store, chosen, answer):
             raise ConfigurationError(f"somebody has answered {chosen} of {mission} already")
         return mission, chosen
+
+
+async def _why_not(
+    store: MVCCStore, mission: str, wanted: str | None, questions: Mapping[str, object]
+) -> str:
+    """Say in a sentence why there is nothing to answer."""
+    async with store.snapshot() as snap:
+        answers = await snap.range(ANSWER)
+    given = {key.removeprefix(ANSWER): answer for key, answer in answers.items()}
+    plans = [name for name in given if name.startswith("plan-")]
+    answered = wanted if wanted is not None else max(plans, default=None)
+    if answered in given and not questions:
+        word = "approved" if given[answered]["is_approved"] else "rejected"
+        who = given[answered]["by"] or "somebody"
+        about = await store.get(MISSION)
+        how = f"if nobody runs it any more, go on with: orchestra resume {mission}"
+        if about["is_over"]:
+            how = f"the mission has ended as {about['state']}"
+        return f"{who} has {word} {answered} of {mission} already; {how}"
+    asked = ", ".join(questions)
+    if not asked:
+        return f"{mission} asks nothing; 'orchestra history' shows how it stands"
+    return (
+        f"{mission} does not ask for {wanted or 'its plan'} to be approved; answer what it asks "
+        f"with --question: {asked}"
+    )
 
 
 def _who() -> str:
