@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talking import rest_of
 
 from orchestra import __version__
 from orchestra.opencode.mission.report_json import report_from_json
@@ -269,7 +270,7 @@ def test_the_first_signal_stops_in_good_order(work: Path, number: signal.Signals
     assert process.stderr is not None
     wait_until(lambda: "t1 working" in process.stderr.readline())  # type: ignore[union-attr]
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130, stderr
     report = report_from_json(only_json(stdout))
     assert report.outcome.value == "interrupted"
@@ -288,7 +289,7 @@ def test_a_signal_before_the_mission_started(work: Path) -> None:
         connection, _ = mute.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=LIMIT)
+            _, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "orchestra: interrupted before the mission started"
 
@@ -306,7 +307,7 @@ def test_the_third_signal_exits_at_once(work: Path, last: signal.Signals) -> Non
     assert "once more to exit at once" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(last)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     assert process.returncode == 128 + last
     if sys.platform == "linux":
         wait_until(lambda: not _is_running(int(child.read_text())))
@@ -322,7 +323,7 @@ def test_the_second_signal_waits_for_no_order(work: Path) -> None:
     assert "once more to wait no longer" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert "once more to exit at once" in process.stderr.readline()
-    _, stderr = process.communicate(timeout=LIMIT)
+    _, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert stderr == ""
     report = report_from_json(json.loads((work / ".orchestra" / "report.json").read_text()))
