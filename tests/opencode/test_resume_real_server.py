@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from benchmarks.kill_and_resume import asked, kill_run, rules
+from benchmarks.kill_and_resume import asked, kill_run, rules, wanted
 from benchmarks.killable import KillableServer
 
 from orchestra.opencode.cli import main
@@ -36,7 +36,8 @@ def test_nothing_is_paid_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str
             tell=print,
         )
         assert code == 0
-        assert run.files() == {f"f{n}.txt": f"This is t{n}.\n" for n in range(1, TASKS + 1)}
+        assert run.files() == wanted(TASKS)
+        assert run.leftovers() == []
         assert set(asked(model).values()) == {1}
         assert len(asked(model)) == 2 + TASKS * 3
     assert main(["why", "t1", "--dir", str(run.workspace)]) == 0

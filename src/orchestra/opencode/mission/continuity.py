@@ -33,6 +33,7 @@ from orchestra.opencode.mission.orders import (
     Finish,
     PlanMade,
     StopRequested,
+    TaskAdded,
     TaskMoved,
 )
 from orchestra.opencode.mission.ownership import Ownership
@@ -102,6 +103,7 @@ class Continuity:
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
         self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
+        self._parts: dict[str, TaskSpec] = {}
         self._totals = saved.usage if saved is not None else Usage()
         self._is_resuming: Continuation | None = None
         self._failure: StoreError | None = None
@@ -195,6 +197,7 @@ class Continuity:
             self._has_begun = True
             return self._machine.start()
         self.ledger.resume(saved)
+        await self.ledger.enter()
         await self.attempts.close_others(self._id)
         paths = {path for result in saved.results.values() for path in result.after}
         files = await anyio.to_thread.run_sync(digest_files, self._directory, sorted(paths))
@@ -205,6 +208,7 @@ class Continuity:
         self._is_resuming = going
         commands = self._machine.restore(going.record)
         self._specs = {spec.id: spec for spec in self._machine.specs()}
+        self._parts = {part.id: part for part, _ in going.record.parts}
         for name in going.again:
             self._results.pop(name, None)
         if going.is_replanned and self._machine.plan is not None:
@@ -277,8 +281,7 @@ class Continuity:
             touched = (*touched, *going.again)
             for name, reason in going.again.items():
                 further |= {WHY + name: reason, RESULT + name: None}
-        for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
-            self._specs |= {spec.id: spec for spec in plan.tasks}
+        self._learn(commands)
         further |= await self._look(commands)
         before = self._totals
         for event in events:
@@ -322,17 +325,27 @@ class Continuity:
         while self.ledger.warnings:
             warn(self.ledger.warnings.pop())
 
+    def _learn(self, commands: Sequence[Command]) -> None:
+        """Keep the tasks that are told of."""
+        for each in commands:
+            if isinstance(each, PlanMade):
+                self._specs |= {spec.id: spec for spec in each.plan.tasks}
+            elif isinstance(each, TaskAdded):
+                self._parts[each.spec.id] = each.spec
+
     async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
         """Take the digests of the files of tasks that begin, and of those that were accepted."""
         begun: dict[str, Sequence[str]] = {}
         accepted: dict[str, Sequence[str]] = {}
         for each in commands:
-            spec = self._specs.get(each.task_id) if isinstance(each, TaskMoved) else None
-            if not isinstance(each, TaskMoved) or spec is None:
+            if not isinstance(each, TaskMoved):
+                continue
+            spec = self._specs.get(each.task_id) or self._parts.get(each.task_id)
+            if spec is None:
                 continue
             if each.state is TaskState.READY and each.round == 0 and spec.files:
                 begun[spec.id] = spec.files
-            elif each.state is TaskState.ACCEPTED:
+            elif each.state is TaskState.ACCEPTED and spec.id in self._specs:
                 receipt = self._machine.task_report(spec.id).receipt
                 accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}

@@ -352,6 +352,7 @@ class Mission(AsyncContextManagerMixin):
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
                 told=self._waits.merging,
+                check=self._continuity.check,
             )
             await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import final
 
@@ -76,6 +76,7 @@ class Worktrees:
         self._tip = ""
         self._open: dict[str, Worktree] = {}
         self._is_moved = anyio.Event()
+        self._is_abandoned = False
 
     async def begin(self) -> None:
         """Get ready, and put away what dead missions have left. A checkpoint.
@@ -86,6 +87,7 @@ class Worktrees:
         try:
             await anyio.to_thread.run_sync(self._make_folder)
             self._mission_lock.take()
+            await anyio.to_thread.run_sync(_unlock_indexes, self._folder)
             await self._sweep()
             self._tip = await self._find_tip()
             await self.snapshot()
@@ -155,22 +157,43 @@ class Worktrees:
 
     async def _make(self, task_id: str, files: tuple[str, ...], position: int) -> Worktree:
         top = self._folder / slug(task_id)
-        base_file = self._folder / f"{top.name}.base"
         try:
-            if await anyio.Path(top).is_dir() and await anyio.Path(base_file).is_file():
-                base = (await anyio.Path(base_file).read_text()).strip()  # after a restart
-            else:
+            base = await self._find_base(top)  # after a restart
+            if not base:
+                await self._clear(top)
                 base = await self.snapshot()
                 branch = await self.repository.free_branch(
                     f"orchestra/{self._mission_id}/{top.name}"
                 )
+                # Forced: git may remember a worktree at this path that was never finished.
                 await self.repository.git.run(
-                    "worktree", "add", "--quiet", "-b", branch, str(top), base
+                    "worktree", "add", "--force", "--force", "--quiet", "-b", branch, str(top), base
                 )
-                await anyio.Path(base_file).write_text(base)
+                await self._write_base(top, base)
         except (GitError, OSError) as exc:
             raise WorkplaceError(f"there is no worktree for task {task_id!r}: {exc}") from exc
         return Worktree(self, Seat(task_id, files), top, base, position)
+
+    async def _find_base(self, top: Path) -> str:
+        """Return the base of a worktree that is there, and was finished; empty: there is none."""
+        base = anyio.Path(self._base_of(top))
+        is_there = await anyio.Path(top).is_dir() and await base.is_file()
+        return (await base.read_text()).strip() if is_there else ""
+
+    async def _clear(self, top: Path) -> None:
+        """Remove what a process that was killed has left of a worktree that nobody worked in yet."""
+        if await anyio.Path(top).exists():
+            await self.repository.git.ask("worktree", "remove", "--force", "--force", str(top))
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(top, ignore_errors=True))
+        await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
+
+    def _base_of(self, top: Path) -> Path:
+        return top.with_name(f"{top.name}.base")
+
+    async def _write_base(self, top: Path, base: str) -> None:
+        draft = anyio.Path(top.with_name(f"{top.name}.base.new"))
+        await draft.write_text(base)
+        await draft.rename(self._base_of(top))
 
     async def rebase(self, place: Worktree, base: str) -> None:
         """Write down that a worktree's change is to be seen against another commit.
@@ -180,7 +203,7 @@ class Worktrees:
             base: The commit.
         """
         place.base = base
-        await anyio.Path(self._folder / f"{place.top.name}.base").write_text(base)
+        await self._write_base(place.top, base)
 
     def index_of(self, top: Path) -> Path:
         """Return the index that is used for a worktree.
@@ -191,6 +214,23 @@ class Worktrees:
         return top.with_name(f"{top.name}.index")
 
     # --- taking over ---
+
+    async def finish(self, task_id: str, files: tuple[str, ...], tree: str) -> None:
+        """Leave the worktree of a task whose change an earlier process has taken over.
+
+        A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write.
+            tree: What was taken over.
+        """
+        top = self._folder / slug(task_id)
+        if base := await self._find_base(top):
+            place = Worktree(self, Seat(task_id, files), top, base, 0)
+            with suppress(GitError):  # then its work is saved once more
+                place.merged = await self.repository.commit(tree, "Taken over", base)
+            await self.close(place)
 
     async def integrate(self, place: Worktree, tree: str) -> Taken:
         """Merge a worktree's change into the workspace, when it is its turn. A checkpoint.
@@ -276,6 +316,9 @@ class Worktrees:
             self.seats.leave(place.seat)
             self._is_moved.set()
             self._is_moved = anyio.Event()
+        if place.is_closed:
+            return
+        place.is_closed = True
         known = [commit for commit in (place.merged, place.base, self._tip) if commit]
         with anyio.CancelScope(shield=True):
             async with self._lock:
@@ -296,15 +339,22 @@ class Worktrees:
             self._warn(f"work that was not taken over is kept in the branch {branch}")
         for suffix in ("index", "base"):
             await anyio.Path(top.with_name(f"{top.name}.{suffix}")).unlink(missing_ok=True)
-        await self._drop_branch(f"orchestra/{mission_id}/{top.name}", branch)
+        holders = [f"refs/heads/{branch}"] if branch else []
+        await self._drop_branch(f"refs/heads/orchestra/{mission_id}/{top.name}", holders)
 
-    async def _drop_branch(self, branch: str, salvaged: str) -> None:
-        """Remove the branch that a worktree was on, if what it holds is held elsewhere too."""
-        git = self.repository.git
-        for holder in (salvaged and f"refs/heads/{salvaged}", self._tip):
-            if holder and await self.repository.is_ancestor(f"refs/heads/{branch}", holder):
-                await git.ask("update-ref", "-d", f"refs/heads/{branch}")
+    async def _drop_branch(self, ref: str, holders: Sequence[str]) -> None:
+        """Remove a branch that a worktree was on, if what it holds is held elsewhere too."""
+        for holder in (*holders, self._tip):
+            if holder and await self.repository.is_ancestor(ref, holder):
+                await self.repository.git.ask("update-ref", "-d", ref)
                 return
+
+    async def _drop_branches(self, mission_id: str) -> None:
+        """Remove the branches of worktrees that went without them, since a process was killed."""
+        holders = [f"refs/orchestra/{mission_id}"]
+        holders += await self.repository.refs(f"refs/heads/orchestra/salvage/{mission_id}/")
+        for ref in await self.repository.refs(f"refs/heads/orchestra/{mission_id}/"):
+            await self._drop_branch(ref, holders)
 
     async def _sweep(self) -> None:
         """Put away the worktrees of missions whose process is gone."""
@@ -321,21 +371,30 @@ class Worktrees:
 
     async def _put_away(self, folder: Path) -> None:
         for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
-            base = anyio.Path(top.with_name(f"{top.name}.base"))
-            known = [(await base.read_text()).strip()] if await base.is_file() else []
+            base = await self._find_base(top)
+            known = [base] if base else []
             await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
             await self._remove(folder.name, top, known)
         if not await anyio.to_thread.run_sync(_folders, folder):
             await self.repository.git.run("worktree", "prune")
+            await self._drop_branches(folder.name)
             await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
+    def abandon(self) -> None:
+        """Leave everything where it is, for somebody else who has it now."""
+        self._open.clear()
+        self._mission_lock.release()
+        self._is_abandoned = True
+
     async def aclose(self) -> None:
         """Save and remove what is left. A checkpoint."""
+        if self._is_abandoned:
+            return
         for place in list(self._open.values()):
             await self.close(place)
         try:
-            if self._mission_lock.is_held:
+            if self._mission_lock.is_held or self._mission_lock.take():
                 await self._put_away(self._folder)
         except (GitError, OSError) as exc:
             self._warn(f"worktrees in {self._folder} are left where they are: {exc}")
@@ -344,6 +403,12 @@ class Worktrees:
 
     def __repr__(self) -> str:
         return f"<Worktrees {len(self._open)} in {self._folder}>"
+
+
+def _unlock_indexes(folder: Path) -> None:
+    """Remove the locks of a git that was killed: our indexes are in nobody else's hands."""
+    for path in folder.glob("*index.lock"):
+        path.unlink(missing_ok=True)
 
 
 def _folders(home: Path) -> list[Path]:
@@ -361,6 +426,7 @@ class Worktree(Workplace):
         position: The task's place in the plan.
         merged: The commit that was taken over.
         leased: The files that its lease is on.
+        is_closed: Whether it is removed, or about to be.
     """
 
     def __init__(
@@ -375,6 +441,7 @@ class Worktree(Workplace):
         self.base: str = base
         self.position: int = position
         self.merged: str = ""
+        self.is_closed: bool = False
         self.leased: tuple[str, ...] = ()
 
     @property
