@@ -42,6 +42,7 @@ from orchestra.opencode import (
     read_task,
 )
 from orchestra.opencode.mission.isolation import IsolationKind
+from orchestra.opencode.mission.keys import MISSION
 from orchestra.opencode.mission.saved import unfinished_missions
 
 CRASHED = 9
@@ -140,7 +141,7 @@ class Place:
         async with SQLiteStore(self.records, durability="process", fault=fault) as store:
             names = await unfinished_missions(store)
             saved = await load_mission(store, names[0]) if names else None
-            is_over = not names and bool(await store.namespaces())
+            is_over = not names and await self._has_ended(store)
             plan = Plan([TaskSpec(id="next", title="next")]) if is_over else self.plan
             mission = Mission(
                 "write", backend=self.backend(), directory=self.workspace, plan=plan,
@@ -150,6 +151,10 @@ class Place:
                 report = await mission.wait_finished()
             problems = [report.reason, *report.warnings]
             return "; ".join([report.outcome.value, *filter(None, problems)])
+
+    async def _has_ended(self, store: SQLiteStore) -> bool:
+        missions = [name for name in await store.namespaces() if name.startswith("mission_")]
+        return any([await store.namespace(name).get(MISSION) for name in missions])
 
     async def states(self) -> dict[str, str]:
         """Return how far each task is, as it is recorded."""

@@ -162,11 +162,21 @@ class Continuity:
             except StoreError as exc:
                 self._failure = exc
 
-    async def keep(self, lost: Callable[[], None]) -> None:
+    async def explain(self, error: StoreError) -> str:
+        """Say why the mission's state cannot be written: another owner, or the store. A checkpoint.
+
+        Args:
+            error: What came of writing it.
+        """
+        if self._owner is not None and self._owner.is_lost:
+            return await self._owner.explain_loss()
+        return f"the mission's state cannot be written: {error}"
+
+    async def keep(self, lost: Callable[[str], None]) -> None:
         """Stay the owner; to be run beside the mission.
 
         Args:
-            lost: Called when it is not any more.
+            lost: Called with the reason when it is not any more.
         """
         if self._owner is not None and self._failure is None:
             await self._owner.keep(lost)
@@ -197,7 +207,10 @@ class Continuity:
             self._has_begun = True
             return self._machine.start()
         self.ledger.resume(saved)
-        await self.ledger.enter()
+        try:
+            await self.ledger.enter()
+        except StoreError as exc:  # told by the first step
+            self._failure = exc
         await self.attempts.close_others(self._id)
         paths = {path for result in saved.results.values() for path in result.after}
         files = await anyio.to_thread.run_sync(digest_files, self._directory, sorted(paths))
@@ -319,6 +332,7 @@ class Continuity:
         if self.is_lost:
             return
         try:
+            await self.ledger.confirm()
             await self.ledger.project()
         except (OSError, StoreError) as exc:
             warn(f"{self._todo} cannot be written: {exc}")

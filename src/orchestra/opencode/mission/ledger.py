@@ -171,6 +171,15 @@ class Ledger:
         if self._owner is not None:
             await self._store.transact(self._owner.enter)
 
+    async def confirm(self) -> None:
+        """See that this process may write still. A checkpoint.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now.
+            StoreError: The store cannot be read.
+        """
+        await self._store.transact(self._check)
+
     async def record(
         self,
         commands: Sequence[Command],

@@ -201,11 +201,11 @@ class Ownership:
                 return True
         return False
 
-    async def keep(self, lost: Callable[[], None]) -> None:
+    async def keep(self, lost: Callable[[str], None]) -> None:
         """Renew the lease for ever; to be run beside the mission.
 
         Args:
-            lost: Called when it is somebody else's.
+            lost: Called with a sentence when it is somebody else's.
         """
         try:
             async with self._space.lease(
@@ -215,7 +215,27 @@ class Ownership:
         except StoreError as exc:
             _LOG.warning("mission %s does not own its workspace any more: %s", self._mission, exc)
             self.is_lost = True
-            lost()
+            lost(await self.explain_loss())
+
+    async def explain_loss(self) -> str:
+        """Say who is the owner since this one is not any more. A checkpoint."""
+        away = (
+            f"this process was taken for dead, since it did not renew its lease for "
+            f"{self._lifetime:g} s"
+        )
+        try:
+            plain = await self._space.get(_CURRENT)
+        except StoreError as exc:
+            return f"{away}, and who carries mission {self._mission} on is not known: {exc}"
+        owner = Owner(**plain) if plain is not None else Owner()
+        if not owner.mission:
+            return f"{away}, and mission {self._mission} was carried on by another that has ended"
+        if owner.generation == self.generation:
+            return f"the lease on the workspace {self._directory} was lost; go on with 'orchestra resume'"
+        return (
+            f"{away}, and the workspace {self._directory} belongs to mission {owner.mission}, which "
+            f"process {owner.pid} on {owner.host} runs since {owner.since}; look at that one"
+        )
 
     async def enter(self, tx: Transaction) -> None:
         """Write this owner's number into the mission's namespace, before anything else.

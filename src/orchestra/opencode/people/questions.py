@@ -19,6 +19,7 @@ from attrs import frozen
 from orchestra import MVCCStore, Transaction
 from orchestra.errors import CompactedError, ConflictError
 from orchestra.events import PermissionRequest
+from orchestra.opencode.mission.leases import allow
 from orchestra.opencode.mission.plan import Plan
 from orchestra.opencode.mission.scrubbing import Scrubber
 
@@ -88,13 +89,20 @@ class QuestionDesk:
 
     Args:
         store: The mission's namespace.
+        check: Called with each transaction; raises when the mission has another owner.
         person: Is asked too, beside those who look into the store.
         scrubber: Takes secrets out of what is written.
     """
 
     def __init__(
-        self, store: MVCCStore, *, person: Person | None = None, scrubber: Scrubber | None = None
+        self,
+        store: MVCCStore,
+        *,
+        check: Callable[[Transaction], Awaitable[None]] = allow,
+        person: Person | None = None,
+        scrubber: Scrubber | None = None,
     ) -> None:
+        self._check = check
         self._store = store
         self._person = person
         self._scrubber = scrubber or Scrubber(None)
@@ -130,7 +138,13 @@ class QuestionDesk:
         Args:
             question: What was asked.
         """
-        await self._store.transact(_deleting(QUESTION + question.id))
+
+        async def delete(tx: Transaction) -> None:
+            await self._check(tx)
+            if await tx.get(QUESTION + question.id) is not None:
+                tx.delete(QUESTION + question.id)
+
+        await self._store.transact(delete)
 
     async def _ask(self, question: PersonQuestion) -> PersonAnswer | None:
         written = self._scrubber.value(
@@ -143,6 +157,7 @@ class QuestionDesk:
         )
 
         async def note(tx: Transaction) -> None:
+            await self._check(tx)
             if await tx.get(ANSWER + question.id) is None:
                 tx.put(QUESTION + question.id, written)
 
@@ -227,14 +242,6 @@ async def list_questions(store: MVCCStore) -> dict[str, Mapping[str, Any]]:
         for name in (key.removeprefix(QUESTION) for key in questions)
         if ANSWER + name not in answers
     }
-
-
-def _deleting(key: str) -> Callable[[Transaction], Awaitable[None]]:
-    async def delete(tx: Transaction) -> None:
-        if await tx.get(key) is not None:
-            tx.delete(key)
-
-    return delete
 
 
 def _now() -> str:
