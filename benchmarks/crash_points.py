@@ -243,7 +243,7 @@ def crash_once(folder: Path, number: int, mode: TaskMode, isolation: IsolationKi
     wrong = []
     if not how.startswith("accepted"):
         wrong.append(how)
-    elif not set(how.split("; ")) <= USUAL:
+    elif not {each for each in how.split("; ") if SALVAGED not in each} <= USUAL:
         print(f"{number}: {how}")
     if place.files() != place.wanted():
         wrong.append(f"the files are {place.files()}")

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from anyio.from_thread import start_blocking_portal
 
 from benchmarks.killable import PASSWORD, KillableServer
@@ -42,12 +43,17 @@ COMMAND = [
     "-c",
     "from orchestra.opencode.cli import main; raise SystemExit(main())",
 ]
+SHORT_LIVED = (
+    "from orchestra.opencode.mission.ownership import Ownership; "
+    "Ownership.__init__.__kwdefaults__['lifetime'] = {}; "
+)
 
 
-def rules(tasks: int, mode: str = "normal") -> tuple[Rule, ...]:
+def rules(tasks: int, mode: str = "normal", wait: Callable[[], object] = bool) -> tuple[Rule, ...]:
     """Return a script for a mission of that many tasks, each of which writes a file.
 
     Two race for each task, or it is split into two that write a file each, if the mode says so.
+    Workers wait, in a thread, before they begin.
     """
     plan = json.dumps(
         {
@@ -70,6 +76,7 @@ def rules(tasks: int, mode: str = "normal") -> tuple[Rule, ...]:
 
     async def work(request: ModelRequest) -> list[Step]:
         await anyio.sleep(LATENCY)
+        await anyio.to_thread.run_sync(wait)
         task = read_task(request.prompt)
         if len(task.files) > 1:
             parts = [
@@ -120,8 +127,16 @@ class Run:
     """One mission, killed again and again."""
 
     def __init__(
-        self, folder: Path, server: KillableServer, workers: int, isolation: str = "shared"
+        self,
+        folder: Path,
+        server: KillableServer,
+        workers: int,
+        isolation: str = "shared",
+        lifetime: float | None = None,
     ) -> None:
+        self._command = COMMAND
+        if lifetime is not None:  # as if the tests had more patience
+            self._command = [*COMMAND[:2], SHORT_LIVED.format(lifetime) + COMMAND[2]]
         self.workspace = folder / "work"
         self.workspace.mkdir()
         self._server = server
@@ -133,8 +148,8 @@ class Run:
             self._git("init", "-q", "-b", "main")
             name = ("-c", "user.name=kills", "-c", "user.email=kills@localhost")
             self._git(*name, "commit", "-q", "--allow-empty", "-m", "first")
-        self._file = folder / "mission.toml"
-        self._file.write_text(
+        self.file = folder / "mission.toml"
+        self.file.write_text(
             f"""
 goal = "write the files"
 workspace.directory = "work"
@@ -149,7 +164,7 @@ model = "scripted/m1"
 
     def start(self, *, is_first: bool) -> subprocess.Popen[str]:
         """Start the mission, or go on with it."""
-        words = ["run", str(self._file)] if is_first else ["resume", "--dir", str(self.workspace)]
+        words = ["run", str(self.file)] if is_first else ["resume", "--dir", str(self.workspace)]
         env = {
             **os.environ,
             "OPENCODE_SERVER_PASSWORD": PASSWORD,
@@ -157,7 +172,7 @@ model = "scripted/m1"
             "XDG_STATE_HOME": str(self._state),
         }
         return subprocess.Popen(
-            [*COMMAND, *words], env=env, text=True, start_new_session=True,
+            [*self._command, *words], env=env, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

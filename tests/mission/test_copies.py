@@ -88,12 +88,14 @@ async def test_a_copy_that_a_killed_process_has_left(tmp_path: Path, folder: Pat
         (root / name).write_text(name)
     async with WorkStealingPool(1) as pool, MemoryStore() as store:
         killed = Copies(Workspace(root, pool), Leases(store), pool, (), store)
-        for task in ("t#1", "t#2"):
-            place = await killed.open(task, ("a",))
-            (place.directory / "a").write_text(task)
-            (place.directory / "b").write_text("stray")
+        await killed.open("t#1", ("a",))
+        place = await killed.open("t#2", ("a",))
+        (place.directory / "a").write_text("t#2")
+        (place.directory / "b").write_text("stray")
         killed.abandon()
         (root / "b").write_text("another task was here")
+        (root / ".a.00c0ffee").write_text("t#")  # it was being written
+        (root / ".a.orig").write_text("of a person")
         workspace = Workspace(root, pool)
         await workspace.begin()
         copies = Copies(workspace, Leases(store), pool, (), store)
@@ -106,6 +108,7 @@ async def test_a_copy_that_a_killed_process_has_left(tmp_path: Path, folder: Pat
         assert (found.directory / "b").read_text() == "another task was here"
         assert not (await found.integrate(change.tree)).problem
         assert (root / "a").read_text() == "t#2"
+        assert sorted(path.name for path in root.glob(".a*")) == [".a.orig"]
         await copies.aclose()
         workspace.close()
     assert not names(folder)

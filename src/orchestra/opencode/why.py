@@ -18,12 +18,14 @@ from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
 from orchestra.opencode.mission.saved import RUNNING, SavedMission, load_mission
+from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.wait_words import explain_time, explain_wait
 from orchestra.opencode.mission.waits import read_book
-from orchestra.opencode.records import RECORDS, find_mission
+from orchestra.opencode.records import MISSION, RECORDS, find_absence, find_mission
 
 __all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
 
+_OVER = {state.value for state in OVER}
 _HOLDING = {"working", "checking", "reviewing", "merging", "split"}
 
 
@@ -57,12 +59,14 @@ class Case:
         spec: The task.
         plain: What is recorded of it.
         stale: The tasks that would run again now, with the reason.
+        absence: That nobody carries the mission on although it has not ended; else empty.
     """
 
     saved: SavedMission
     spec: TaskSpec
     plain: Mapping[str, Any]
     stale: Mapping[str, str]
+    absence: str = ""
 
     def state_of(self, name: str) -> str:
         """Return how far a task is."""
@@ -105,6 +109,12 @@ def why_it_waits(case: Case) -> Iterator[str]:
         yield f"it is in round {case.plain.get('round')}"
 
 
+def whether_anybody_is_there(case: Case) -> Iterator[str]:
+    """Say of a task that is not over that nobody is at work on it any more."""
+    if case.absence and case.plain.get("state") not in _OVER:
+        yield case.absence
+
+
 def whether_it_runs_again(case: Case) -> Iterator[str]:
     """Say of what was accepted whether going on would pay for it again."""
     if case.plain.get("state") != TaskState.ACCEPTED.value:
@@ -119,7 +129,7 @@ def where_its_time_went(case: Case) -> Iterator[str]:
     """Say what it waits for at this moment, and what its time was spent on."""
     book = read_book(case.saved.waits)
     now = book.last
-    if case.saved.state == RUNNING:
+    if case.saved.state == RUNNING and not case.absence:
         passed = datetime.now(UTC) - datetime.fromisoformat(case.saved.started_at)
         now = max(now, passed.total_seconds())
     if not case.saved.is_over and (segment := book.now(case.spec.id)) is not None:
@@ -128,6 +138,7 @@ def where_its_time_went(case: Case) -> Iterator[str]:
 
 
 EXPLAINERS: tuple[Explainer, ...] = (
+    whether_anybody_is_there,
     why_it_ran,
     why_it_waits,
     where_its_time_went,
@@ -151,6 +162,8 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
     name = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
+        about = await store.namespace(name).get(MISSION)
+        absence = await find_absence(store, name, about)
     record = saved.record
     parts = [part for part, _ in record.parts] if record is not None else []
     specs = [*record.specs, *parts] if record is not None else []
@@ -167,6 +180,7 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
         spec=spec,
         plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
         stale=find_stale(record.specs, saved.results, evolve(present, files=files), task_digest),
+        absence=absence,
     )
     return TaskExplanation(
         mission=name,

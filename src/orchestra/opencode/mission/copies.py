@@ -22,7 +22,7 @@ from orchestra.opencode.mission.evidence import (
     read_state,
 )
 from orchestra.opencode.mission.leases import Leases, allow
-from orchestra.opencode.mission.putting_back import write_file
+from orchestra.opencode.mission.putting_back import remove_drafts, write_file
 from orchestra.opencode.mission.workplaces import Change, Taken, Workplace, WorkplaceError
 from orchestra.opencode.mission.workspace import (
     MAX_LISTED,
@@ -120,7 +120,7 @@ class Copies:
             else:
                 base[path] = state
         del self._book.left[task_id]
-        return _Copy(self, seat, top, watch, now, base, contents)
+        return _Copy(self, seat, top, watch, now, base, contents, is_found=True)
 
     async def _make(self, task_id: str, files: tuple[str, ...]) -> _Copy:
         root = self.workspace.directory
@@ -210,7 +210,10 @@ class _Copy(Workplace):
         now: Tree,
         base: dict[str, FileState],
         contents: Contents,
+        *,
+        is_found: bool = False,
     ) -> None:
+        self._is_found = is_found
         self.seat = seat
         self.contents = contents
         self._copies = copies
@@ -299,6 +302,8 @@ class _Copy(Workplace):
         await workspace.refresh()
         if moved := [path for path in changed if self._is_moved(path)]:
             return Taken(problem=await self._hand_back(moved))
+        if self._is_found:
+            await self._copies.pool.run(remove_drafts, str(workspace.directory), changed)
         files = {path: self._tree.files.get(path) for path in changed}
         if problem := await workspace.write(files, self.contents):
             return Taken(problem=problem)

@@ -30,7 +30,7 @@ from orchestra import MVCCStore, Transaction
 from orchestra.errors import ConflictError, LeaseLostError, StoreError, WorkspaceOwnedError
 from orchestra.opencode.mission.keys import OWNER
 
-__all__ = ("Owner", "Ownership", "find_owner")
+__all__ = ("Owner", "Ownership", "explain_absence", "find_owner")
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,6 +119,33 @@ async def find_owner(store: MVCCStore, directory: Path) -> Owner | None:
     plain = await _namespace(store, directory).get(_CURRENT)
     owner = None if plain is None else Owner(**plain)
     return None if owner is None or not owner.mission or owner.is_gone else owner
+
+
+async def explain_absence(store: MVCCStore, directory: Path, mission: str) -> str:
+    """Say that nobody carries on a mission which has not ended. A checkpoint.
+
+    Args:
+        store: Where missions are recorded.
+        directory: The workspace, resolved.
+        mission: The mission's id.
+
+    Returns:
+        A sentence; empty: somebody does, as far as can be seen.
+    """
+    space = _namespace(store, directory)
+    plain = await space.get(_CURRENT)
+    owner = Owner() if plain is None else Owner(**plain)
+    on = f"'orchestra resume {mission}' goes on"
+    if owner.mission != mission:
+        return f"nobody carries it on; {on}"
+    who = f"its owner (process {owner.pid} on {owner.host}, since {owner.since})"
+    if owner.is_gone:
+        return f"{who} is no longer there; {on}"
+    last = await space.journal(await space.revision() - 1, limit=1)
+    away = time.time() - last[0].time if last else 0.0
+    if away > _LIFETIME:
+        return f"{who} has not renewed its lease for {away:.0f} s; {on}"
+    return ""
 
 
 @final

@@ -29,7 +29,7 @@ from orchestra.opencode.people.cancelling import (
     write_quiet,
 )
 from orchestra.opencode.people.questions import PersonAnswer, list_questions, write_answer
-from orchestra.opencode.records import MISSION, RECORDS, find_mission
+from orchestra.opencode.records import MISSION, RECORDS, find_absence, find_mission
 from orchestra.opencode.resume import end_leftovers
 
 __all__ = ("add_people_commands", "answer_question", "cancel_mission")
@@ -159,9 +159,18 @@ def _approve(options: argparse.Namespace, console: Console) -> int:
 @asynccontextmanager
 async def _open(directory: Path, reference: str) -> AsyncIterator[tuple[str, MVCCStore]]:
     """Open the records of a mission for writing, which are there."""
+    async with _open_all(directory, reference) as (mission, _, store):
+        yield mission, store
+
+
+@asynccontextmanager
+async def _open_all(
+    directory: Path, reference: str
+) -> AsyncIterator[tuple[str, MVCCStore, MVCCStore]]:
+    """Open those of the whole workspace beside."""
     mission = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, durability="process") as store:
-        yield mission, store.namespace(mission).using(author=f"person {_who()}")
+        yield mission, store, store.namespace(mission).using(author=f"person {_who()}")
 
 
 async def _read_questions(
@@ -223,11 +232,13 @@ class CancelOutcome:
         mission: The mission's id.
         state: How it ended.
         quiescence: What still runs; None: nobody has told in time.
+        absence: That its owner was gone; empty: it ended itself.
     """
 
     mission: str
     state: str
     quiescence: Quiescence | None
+    absence: str = ""
 
     @property
     def is_quiet(self) -> bool:
@@ -250,8 +261,11 @@ def _cancel(options: argparse.Namespace, console: Console) -> int:
                 "sessions": None if quiescence is None else quiescence.sessions,
                 "busy": [] if quiescence is None else list(quiescence.busy),
                 "why": "no word in time" if quiescence is None else quiescence.why,
+                "absence": outcome.absence,
             }
         )
+    if outcome.absence:
+        console.line(f"{outcome.mission}: {outcome.absence}")
     if quiescence is None:
         console.line(
             f"{outcome.mission} {outcome.state}: nobody has said within {options.wait:g} s that its "
@@ -280,17 +294,19 @@ async def cancel_mission(
         ConfigurationError: There is no such mission.
         StoreError: The records cannot be read or written.
     """
-    async with _open(directory, reference) as (mission, store):
+    async with _open_all(directory, reference) as (mission, records, store):
         about = await store.get(MISSION)
         quiet = await store.get(QUIET)
         if about["state"] == "running":
+            absence = await find_absence(records, mission, about)
             await wish_cancel(store, f"cancelled by {_who()}")
-            quiet = await _wait_quiet(store, wait)
+            quiet = None if absence else await _wait_quiet(store, wait)
             if quiet is None and await is_unseen(store):
                 saved = await load_mission(store, mission)
                 if url is None and about["backend"] != "embedded":
                     url = _server_of(saved)
-                return await _end_abandoned(saved, store, about, url)
+                outcome = await _end_abandoned(saved, store, about, url)
+                return evolve(outcome, absence=absence.partition(";")[0])
             about = await store.get(MISSION)
         quiescence = None if quiet is None else read_quiet(quiet)
         if quiescence is None and about["state"] != "running" and about["backend"] == "embedded":
