@@ -26,12 +26,13 @@ from orchestra.opencode import (
     load_mission,
     resume_mission,
 )
-from orchestra.opencode.mission.keys import MISSION, OWNER, PLAN, RESULT, STATE, TASK
+from orchestra.opencode.mission.keys import MISSION, OWNER, PLAN, RESULT, STATE, TASK, WAITS
 from orchestra.opencode.mission.messages import read_task
 from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.ownership import Ownership, find_owner
 from orchestra.opencode.mission.saved import unfinished_missions
 
+CARRIED = [["", "", 5.0, "tasks"], ["", "", 50.0, "away"]]
 QUICK = MissionSettings(retry_delay=0, todo_file=None, has_evidence=False)
 PLANNED = json.dumps(
     {
@@ -188,6 +189,47 @@ async def test_an_interrupted_mission_goes_on(tmp_path: Path) -> None:
         assert await unfinished_missions(store) == ()
         with pytest.raises(MissionError, match="has ended as accepted"):
             await go_on(store, team, name)
+
+
+async def test_the_deadline_counts_over_restarts(tmp_path: Path) -> None:
+    """Only the time that nobody carried the mission on is not taken from it."""
+    async with MemoryStore() as store:
+        team = Team()
+        name = await interrupted(store, team, tmp_path, "a")
+        await store.namespace(name).put(WAITS + "00000900", CARRIED)
+        rules = evolve(QUICK, deadline=60.0)
+        team.rejections = {}
+        async with MemoryStore() as other:
+            await copy_of(store, name, await store.namespace(name).revision(), other)
+            report = await go_on(other, team, name, settings=rules)
+            assert report.outcome is MissionOutcome.ACCEPTED
+        rules = evolve(QUICK, deadline=40.0)
+        report = await go_on(store, team, name, settings=rules)
+        assert report.outcome is MissionOutcome.FAILED
+        assert report.reason == "the mission's deadline of 40 s is over"
+
+
+async def test_the_timeline_is_that_of_all_processes(tmp_path: Path) -> None:
+    """Turns of before a restart are in it, at the time at which they were."""
+    async with MemoryStore() as store:
+        team = Team()
+        name = await interrupted(store, team, tmp_path, "a")
+        await store.namespace(name).put(WAITS + "00000900", CARRIED)
+        report = await go_on(store, team, name)
+        assert report.outcome is MissionOutcome.ACCEPTED
+        turns = [(span.name, span.task_id) for span in report.timeline]
+        assert turns.count(("worker", "a")) == 1
+        assert ("planner", None) in turns
+        starts = [span.started for span in report.timeline]
+        assert starts == sorted(starts)
+        assert all(
+            0 <= span.queued <= span.started <= span.ended <= report.elapsed
+            for span in report.timeline
+        )
+        late = {span.task_id for span in report.timeline if span.started >= 50}
+        assert "b" in late
+        assert "a" not in late
+        assert report.elapsed >= report.segments[-1].until >= 50
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])

@@ -472,10 +472,11 @@ class Mission(AsyncContextManagerMixin):
         if self._saved is not None:
             self._saved.repay(self._spending)
             self._waits.restore(self._saved.waits, self._saved.started_at)
-        if self._settings.deadline is not None:
-            work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
+        if (limit := self._settings.deadline) is not None:
+            left = max(0.0, limit - self._waits.carried_on())
+            work.start_soon(self._keep_deadline, left, f"deadline of {limit:g} s")
         if (seconds := self._spending.seconds_left()) is not None:
-            work.start_soon(self._keep_deadline, seconds, "budget")
+            work.start_soon(self._keep_deadline, seconds, "budget of time")
         if self._settings.has_evidence:
             await self._witness.begin()
         return await self._desks.begin(self._continuity.inputs)
@@ -571,7 +572,7 @@ class Mission(AsyncContextManagerMixin):
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
-        reason = f"the mission's {what} of {seconds:g} s is over"
+        reason = f"the mission's {what} is over"
         self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     def _tell_of_places(self) -> None:
