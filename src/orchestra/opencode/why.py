@@ -81,7 +81,7 @@ Explainer = Callable[[Case], Iterator[str]]
 def why_it_ran(case: Case) -> Iterator[str]:
     """Say why it was begun, and why it was begun again."""
     if again := case.saved.why.get(case.spec.id):
-        yield f"it ran once more, since {again}"
+        yield f"it was done or checked once more, since {again}"
     elif case.plain.get("round"):
         yield "it ran, since the plan has it and there was no result of it"
     for number, reason in enumerate(case.plain.get("reasons", ()), 1):
@@ -120,7 +120,7 @@ def whether_it_runs_again(case: Case) -> Iterator[str]:
     if case.plain.get("state") != TaskState.ACCEPTED.value:
         return
     if reason := case.stale.get(case.spec.id):
-        yield f"it would run again, since {reason}"
+        yield f"it would run or be checked again, since {reason}"
     elif result := case.saved.results.get(case.spec.id):
         yield f"it would not run again: all it was made of is as it was (key {result.key[:12]})"
 

@@ -99,7 +99,11 @@ class Continuity:
         self._plan = plan
         self._saved = saved
         worker = agents[Role.WORKER]
-        self._present = Present(prompt=prompt_digest(worker), model=worker.model or "")
+        self._present = Present(
+            prompt=prompt_digest(worker),
+            model=worker.model or "",
+            is_apart=settings.isolation.kind == "worktree",
+        )
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
         self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
@@ -224,6 +228,9 @@ class Continuity:
         self._parts = {part.id: part for part, _ in going.record.parts}
         for name in going.again:
             self._results.pop(name, None)
+        for name in going.kept:
+            result = self._results[name]
+            self._results[name] = evolve(result, after={path: files[path] for path in result.after})
         if going.is_replanned and self._machine.plan is not None:
             made = PlanMade(plan=self._machine.plan, iteration=self._machine.iteration)
             return [made, *commands]
@@ -294,6 +301,9 @@ class Continuity:
             touched = (*touched, *going.again)
             for name, reason in going.again.items():
                 further |= {WHY + name: reason, RESULT + name: None}
+            for name, reason in going.kept.items():
+                kept = f"{reason}, and stays as it is"
+                further |= {WHY + name: kept, RESULT + name: self._results[name].plain()}
         self._learn(commands)
         further |= await self._look(commands)
         before = self._totals
