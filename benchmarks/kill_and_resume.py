@@ -43,17 +43,25 @@ COMMAND = [
     "-c",
     "from orchestra.opencode.cli import main; raise SystemExit(main())",
 ]
+AGENT = "scribe"
+AGENTS = """
+[scribe]
+description = "Writes files"
+prompt = "You are the scribe."
+"""
 SHORT_LIVED = (
     "from orchestra.opencode.mission.ownership import Ownership; "
     "Ownership.__init__.__kwdefaults__['lifetime'] = {}; "
 )
 
 
-def rules(tasks: int, mode: str = "normal", wait: Callable[[], object] = bool) -> tuple[Rule, ...]:
+def rules(
+    tasks: int, mode: str = "normal", wait: Callable[[], object] = bool, agent: str = ""
+) -> tuple[Rule, ...]:
     """Return a script for a mission of that many tasks, each of which writes a file.
 
     Two race for each task, or it is split into two that write a file each, if the mode says so.
-    Workers wait, in a thread, before they begin.
+    Workers wait, in a thread, before they begin. With an agent's name, that one is the worker.
     """
     plan = json.dumps(
         {
@@ -64,6 +72,7 @@ def rules(tasks: int, mode: str = "normal", wait: Callable[[], object] = bool) -
                     "files": _files(number, mode),
                     "depends": [f"t{number - 3}"] if number > 3 and number % 3 == 0 else [],
                     "mode": mode,
+                    **({"agent": agent} if agent else {}),
                 }
                 for number in range(1, tasks + 1)
             ]
@@ -90,7 +99,7 @@ def rules(tasks: int, mode: str = "normal", wait: Callable[[], object] = bool) -
     return (
         Rule(agent="commander", answer=lambda _: say("Plan it.")),
         Rule(agent="planner", answer=lambda _: say(plan)),
-        Rule(agent="worker", answer=work),
+        Rule(agent=agent or "worker", answer=work),
         Rule(agent="reviewer", answer=lambda _: say('{"verdict": "accept"}')),
     )
 
@@ -113,7 +122,7 @@ def asked(model: ScriptedModel) -> Counter[tuple[str, str, int]]:
     """Count what the model was asked: by role, task and step of the turn."""
     counts: Counter[tuple[str, str, int]] = Counter()
     for request in model.requests:
-        if request.agent in {"worker", "reviewer"}:
+        if request.agent in {"worker", "reviewer", AGENT}:
             task = read_task(request.prompt).id
         elif request.agent in {"commander", "planner"}:
             task = ""
@@ -133,7 +142,10 @@ class Run:
         workers: int,
         isolation: str = "shared",
         lifetime: float | None = None,
+        *,
+        has_agent: bool = False,
     ) -> None:
+        self._more = ["--project-agents"] if has_agent else []
         self._command = COMMAND
         if lifetime is not None:  # as if the tests had more patience
             self._command = [*COMMAND[:2], SHORT_LIVED.format(lifetime) + COMMAND[2]]
@@ -143,6 +155,9 @@ class Run:
         self._temporary = folder / "temporary"
         self._temporary.mkdir()
         self._state = folder / "state"
+        if has_agent:
+            (self.workspace / ".orchestra").mkdir()
+            (self.workspace / ".orchestra" / "agents.toml").write_text(AGENTS)
         self._is_git = isolation == "worktree"
         if self._is_git:
             self._git("init", "-q", "-b", "main")
@@ -164,7 +179,11 @@ model = "scripted/m1"
 
     def start(self, *, is_first: bool) -> subprocess.Popen[str]:
         """Start the mission, or go on with it."""
-        words = ["run", str(self.file)] if is_first else ["resume", "--dir", str(self.workspace)]
+        words = (
+            ["run", str(self.file), *self._more]
+            if is_first
+            else ["resume", "--dir", str(self.workspace)]
+        )
         env = {
             **os.environ,
             "OPENCODE_SERVER_PASSWORD": PASSWORD,
@@ -211,11 +230,12 @@ def kill_run(
     workers: int,
     longest: float,
     isolation: str = "shared",
+    has_agent: bool = False,
     dice: random.Random,
     tell: Callable[[str], None],
 ) -> tuple[Run, int, int]:
     """Run one mission to its end; returns it, the number of kills, and its exit code."""
-    run = Run(folder, server, workers, isolation)
+    run = Run(folder, server, workers, isolation, has_agent=has_agent)
     done = 0
     is_first = True
     while True:
@@ -260,6 +280,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=3.0, help="seconds between two kills")
     parser.add_argument("--isolation", choices=("shared", "worktree"), default="shared")
     parser.add_argument("--mode", choices=("normal", "race", "fractal"), default="normal")
+    parser.add_argument("--agents", action="store_true", help="with an agents file's worker")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     dice = random.Random(options.seed)
@@ -271,13 +292,15 @@ def main() -> None:
             tempfile.TemporaryDirectory() as name,
             start_blocking_portal() as portal,
             portal.wrap_async_context_manager(
-                ScriptedModel(*rules(options.tasks, options.mode))
+                ScriptedModel(
+                    *rules(options.tasks, options.mode, agent=AGENT if options.agents else "")
+                )
             ) as model,
             KillableServer(Path(name, "server"), model.opencode_config()) as server,
         ):
             run, done, code = kill_run(
                 Path(name), server, kills=kills_left, victim=options.victim, workers=options.workers,
-                longest=options.longest, isolation=options.isolation, dice=dice, tell=print,
+                longest=options.longest, isolation=options.isolation, has_agent=options.agents, dice=dice, tell=print,
             )  # fmt: skip
             kills_left -= max(done, 1)
             counts = asked(model)

@@ -255,7 +255,7 @@ class Mission(AsyncContextManagerMixin):
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process carries the mission on: this one has written nothing since."""
+        """Whether another process carries the mission on; then this one has written nothing more."""
         return self._is_entered and self._continuity.is_lost
 
     @property
