@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from attrs import evolve
 
-from orchestra import Agent
+from orchestra import Agent, MemoryStore, PermissionRule
 from orchestra.events import (
     FinishReason,
     PermissionAsked,
@@ -19,12 +21,17 @@ from orchestra.events import (
     ToolCalled,
     ToolStatus,
 )
-from orchestra.opencode.mission.events import MissionEvent, TurnStarted
-from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Role
+from orchestra.opencode.mission.events import AgentActed, MissionEvent, TurnStarted
+from orchestra.opencode.mission.messages import read_task
+from orchestra.opencode.mission.people_settings import PeopleSettings
+from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Plan, Role, TaskSpec
 from orchestra.opencode.mission.report import MissionOutcome
 from orchestra.opencode.mission.run import run_mission
 from orchestra.opencode.people.commands import close_sessions
+from orchestra.opencode.people.permissions import MissionPermissions
+from orchestra.opencode.people.questions import Person, PersonAnswer, PersonQuestion
 from orchestra.opencode.toasts import Toast
+from orchestra.testing import ModelRequest, ToolCall
 
 from .conftest import RealServer
 
@@ -168,6 +175,96 @@ async def test_only_the_idle_root_is_told_to_go_on(real_server: RealServer, tmp_
     children = [request for request in requests if request.session_id not in ours]
     assert "do it" in {request.prompt for request in children}
     assert not [request for request in children if "<mission>" in request.prompt]
+
+
+WISHES = ("often", "never", "silent", "banned")
+
+
+def _fetch_and_tell(request: ModelRequest) -> str | ToolCall:
+    """Want to fetch a page whose name is the task's, then repeat what came of it."""
+    task = read_task(request.prompt).id
+    if request.step == 0:
+        return ToolCall("webfetch", {"url": f"http://127.0.0.1:9/{task}", "format": "text"})
+    return str(request.messages[-1]["content"])
+
+
+def _accept(_: ModelRequest) -> str:
+    return json.dumps({"verdict": "accept"})
+
+
+async def _run_wishes(
+    server: RealServer, directory: Path, people: PeopleSettings, answer: Person | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Run a mission whose workers ask; what came of each call, and the answers that are kept."""
+    server.scripts.update(worker=_fetch_and_tell, reviewer=_accept)
+    calls: dict[str, str] = {}
+
+    def listen(event: MissionEvent) -> None:
+        if isinstance(event, AgentActed) and isinstance(event.event, PermissionAsked):
+            reply = event.event.reply
+            calls[str(event.task_id)] = f"{reply.is_allowed} {reply.message}".strip()
+
+    permissions = MissionPermissions(people, person=answer)
+    try:
+        async with MemoryStore() as store:
+            with anyio.fail_after(90), permissions.asking(store):
+                report = await run_mission(
+                    "wishes",
+                    backend=server.backend(permission_policy=permissions),
+                    directory=directory,
+                    plan=Plan([TaskSpec(id=name, title=name) for name in WISHES]),
+                    settings=MissionSettings(todo_file=None, has_evidence=False, people=people),
+                    store=store,
+                    listener=listen,
+                )
+            left: dict[str, Any] = {}
+            for name in await store.namespaces():
+                async with store.namespace(name).snapshot() as snap:
+                    left |= {**await snap.range("question/"), **await snap.range("answer/")}
+    finally:
+        server.scripts.clear()
+    assert report.outcome is MissionOutcome.ACCEPTED
+    for task in report.tasks:  # the model was told the same
+        told = calls.get(task.id, "")
+        was_refused = "rejected" in task.summary or "prevents you" in task.summary
+        assert was_refused is not told.startswith("True"), task.summary
+    return calls, left
+
+
+ASKING = PeopleSettings(
+    permission_deadline=2,
+    permissions={
+        "worker": (
+            PermissionRule(permission="webfetch", action="ask"),
+            PermissionRule(permission="webfetch", pattern="*/banned", action="deny"),
+        )
+    },
+)
+
+
+async def test_each_wish_gets_its_own_answer(real_server: RealServer, tmp_path: Path) -> None:
+    """In one mission: yes in time, no with a note, nobody in time, and a rule that forbids."""
+    questions: dict[str, PersonQuestion] = {}
+
+    async def answer(question: PersonQuestion) -> PersonAnswer | None:
+        assert question.request is not None
+        (page,) = question.request.patterns
+        name = page.rpartition("/")[2]
+        assert question.text == f"worker {name} wants to: webfetch {page}"
+        questions[name] = question
+        if name == "silent":
+            return None
+        return PersonAnswer(is_approved=name == "often", note="" if name == "often" else "not you")
+
+    people = ASKING
+    calls, left = await _run_wishes(real_server, tmp_path, people, answer)
+    assert calls == {
+        "often": "True",
+        "never": "False not you",
+        "silent": "False Nobody answered in time; go on without it.",
+    }
+    assert left == {}
+    assert sorted(questions) == ["never", "often", "silent"]
 
 
 async def test_a_toast_is_taken(real_server: RealServer, tmp_path: Path) -> None:
