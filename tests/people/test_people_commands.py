@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
+from talking import rest_of
 
 from orchestra import EmbeddedBackend, SQLiteStore
 from orchestra.opencode.mission import ownership
@@ -122,7 +123,7 @@ def test_approve_from_another_process(work: Path) -> None:
     assert "t1: One" in shown
     done = json.loads(run("approve", "--dir", work, "--json").stdout)
     assert done["is_approved"] is True
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 0, stderr
     assert "accepted" in stdout
     lines = [json.loads(line) for line in events.read_text().splitlines()]
@@ -140,7 +141,7 @@ def test_reject_with_a_note(work: Path) -> None:
     process = start(["run", mission_file(work), "--approve-plan"])
     reads(process, "answer with: orchestra approve")
     run("approve", "--dir", work, "--reject", "--note", "not on a Friday")
-    stdout, _ = process.communicate(timeout=LIMIT)
+    stdout, _ = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert "the plan was not approved: not on a Friday" in stdout
 
@@ -153,7 +154,7 @@ def test_a_permission_is_answered_from_another_process(work: Path) -> None:
     asked = json.loads(run("approve", "--dir", work, "--show", "--json").stdout)["questions"]
     (question,) = asked
     run("approve", "--dir", work, "--question", question)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     assert process.returncode == 0
     assert (work / "reply.txt").read_text() == "True "
 
@@ -164,7 +165,7 @@ def test_cancel_from_another_process(work: Path) -> None:
     reads(process, "t1 working")
     told = json.loads(run("cancel", "--dir", work, "--json").stdout)
     assert (told["state"], told["is_quiet"], told["sessions"]) == ("interrupted", True, 1)
-    stdout, _ = process.communicate(timeout=LIMIT)
+    stdout, _ = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert "cancelled by" in stdout
     assert "interrupted: 1 session, all idle" in run("cancel", "--dir", work).stdout
@@ -183,8 +184,8 @@ def test_an_owner_that_does_not_answer_is_not_taken_for_gone(work: Path) -> None
     assert (outcome.state, outcome.quiescence) == ("running", None)
     assert outcome.note.startswith(f"process {process.pid} on ")
     assert anyio.run(cancel_mission, work, "last").is_quiet
-    stdout, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130, stdout
+    rest_of(process, LIMIT)
+    assert process.returncode == 130
 
 
 def test_cancel_when_the_owner_was_killed(work: Path) -> None:
@@ -198,7 +199,7 @@ def test_cancel_when_the_owner_was_killed(work: Path) -> None:
     wait_until(lambda: (work / "pid").exists() and (work / "pid").read_text())
     child = int((work / "pid").read_text())
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     os.kill(child, 0)
 
     anyio.run(change_owner, work.resolve(), "another machine")

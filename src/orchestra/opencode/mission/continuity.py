@@ -28,6 +28,7 @@ from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.nearby import is_little
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
+    Ask,
     Command,
     Event,
     Finish,
@@ -327,12 +328,14 @@ class Continuity:
         begun: dict[str, Sequence[str]] = {}
         accepted: dict[str, Sequence[str]] = {}
         for each in commands:
-            spec = self._specs.get(each.task_id) if isinstance(each, TaskMoved) else None
-            if not isinstance(each, TaskMoved) or spec is None:
+            if not isinstance(each, TaskMoved | Ask):
                 continue
-            if each.state is TaskState.READY and each.round == 0 and spec.files:
+            spec = self._specs.get(each.task_id or "")
+            if spec is None:
+                continue
+            if _is_begin(each) and spec.files:
                 begun[spec.id] = spec.files
-            elif each.state is TaskState.ACCEPTED:
+            elif isinstance(each, TaskMoved) and each.state is TaskState.ACCEPTED:
                 receipt = self._machine.task_report(spec.id).receipt
                 accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}
@@ -370,3 +373,10 @@ class Continuity:
 
     def __repr__(self) -> str:
         return f"<Continuity of {self._id}, {len(self._results)} results, {self._owner!r}>"
+
+
+def _is_begin(command: TaskMoved | Ask) -> bool:
+    """Whether a task's files are as they were before it from now on; while it waits, others write."""
+    if isinstance(command, Ask):
+        return command.role is Role.WORKER and command.round == 1
+    return command.state is TaskState.SPLIT and command.round == 0

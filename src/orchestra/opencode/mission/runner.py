@@ -180,7 +180,7 @@ class Mission(AsyncContextManagerMixin):
         self._team = team
         self._spending = Spending(self._settings.budget)
         self._waits = WaitLog(self._now)
-        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
+        self._desks = Desks(self._directory, self._machine)
         self._crew = Crew(
             self._id,
             desks=self._desks,
