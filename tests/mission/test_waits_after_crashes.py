@@ -24,7 +24,7 @@ from orchestra.opencode.mission.report_waits import draw_waits
 from orchestra.opencode.mission.run import resume_mission
 from orchestra.opencode.mission.saved import load_mission, unfinished_missions
 from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, read_book, totals
-from orchestra.opencode.why import explain
+from orchestra.opencode.why import explain, explain_task
 
 TASKS = ("", "a", "b", "a#1")
 BRIEF = 0.0011
@@ -131,7 +131,7 @@ async def main():
         TaskSpec(id="b", title="B", files=("b.txt",), depends=("a",)),
         TaskSpec(id="c", title="C", files=("c.txt",), depends=("b",)),
     ))
-    async with SQLiteStore(WORK / "missions.db") as store:
+    async with SQLiteStore(WORK / ".orchestra" / "missions.db") as store:
         async with Mission(
             "x", backend=EmbeddedBackend({{"worker": worker, "reviewer": reviewer}}), directory=WORK,
             plan=plan, settings=MissionSettings(todo_file=None, has_evidence=False), store=store,
@@ -145,6 +145,8 @@ anyio.run(main)
 
 async def test_the_time_after_kill_9_is_nobodys(tmp_path: Path) -> None:
     """A mission is killed and resumed: the gap is ``away``, and each task's time is still whole."""
+    records = tmp_path / ".orchestra" / "missions.db"
+    records.parent.mkdir()
     script = CHILD.format(work=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     try:
@@ -172,11 +174,12 @@ async def test_the_time_after_kill_9_is_nobodys(tmp_path: Path) -> None:
         return '{"verdict": "accept"}'
 
     backend = EmbeddedBackend({"worker": worker, "reviewer": reviewer})
-    async with SQLiteStore(tmp_path / "missions.db") as store:
+    async with SQLiteStore(records) as store:
         (name,) = await unfinished_missions(store)
         saved = await load_mission(store, name)
-        # After the crash, and for whom it is left waiting, is told by the records alone.
-        assert "it waits for b, for " in str(explain(saved, "c", {}))
+        told = str(await explain_task(tmp_path, "b", name))
+        assert "no process carries the mission on; see 'orchestra resume', for " in told
+        assert "away " in told.rpartition("since the mission's start: ")[2]
         resumed = time.time()
         with anyio.fail_after(60):
             report = await resume_mission(name, backend=backend, store=store, listener=listen)
