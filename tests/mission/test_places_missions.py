@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
+from small_missions import ACCEPT, REJECT, accept, repository, run, task
 
-from orchestra import EmbeddedAgent, EmbeddedBackend, MemoryStore, Turn
+from orchestra import Turn
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.messages import read_task
-from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, Plan, TaskMode, TaskSpec
-from orchestra.opencode.mission.report import MissionOutcome, MissionReport, TaskState
-from orchestra.opencode.mission.run import run_mission
-
-RULES = MissionSettings(retry_delay=0, todo_file=None)
-ACCEPT = '{"verdict": "accept"}'
-REJECT = '{"verdict": "reject", "reasons": ["no"]}'
-
-
-async def accept(turn: Turn) -> str:
-    return ACCEPT
-
-
-async def run(
-    directory: Path,
-    worker: EmbeddedAgent,
-    *tasks: TaskSpec,
-    settings: MissionSettings = RULES,
-    reviewer: EmbeddedAgent = accept,
-    store: MemoryStore | None = None,
-) -> MissionReport:
-    with anyio.fail_after(60):
-        return await run_mission(
-            "the goal",
-            backend=EmbeddedBackend({"worker": worker, "reviewer": reviewer}),
-            directory=directory,
-            plan=Plan(tasks),
-            settings=settings,
-            store=store,
-        )
-
-
-def task(name: str, *files: str, **more: object) -> TaskSpec:
-    return TaskSpec(id=name, title=name, files=files, **more)  # type: ignore[arg-type]
-
-
-def repository(root: Path) -> None:
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words],  # noqa: S607
-            cwd=root,
-            check=True,
-        )
+from orchestra.opencode.mission.plan import LoopLimits, MissionSettings, TaskMode
+from orchestra.opencode.mission.report import MissionOutcome, TaskState
 
 
 async def test_two_workers_told_to_edit_the_same_file(tmp_path: Path) -> None:
@@ -240,3 +199,24 @@ async def test_worktrees_without_a_repository(tmp_path: Path) -> None:
     report = await run(tmp_path, accept, task("t"), settings=rules)
     assert report.outcome is MissionOutcome.FAILED
     assert "is not in a git repository, so there are no worktrees" in report.reason
+
+
+async def test_whose_turn_comes_later_gets_no_credit_for_what_others_did(tmp_path: Path) -> None:
+    """A task that waited for another's file begins with what that one left, and must do its own."""
+    (tmp_path / "shared").write_text("")
+    shown: dict[str, str] = {}
+
+    async def worker(turn: Turn) -> str:
+        if read_task(turn.prompt).id == "busy":
+            (turn.directory / "shared").write_text("busy\n")
+        return "done"
+
+    async def reviewer(turn: Turn) -> str:
+        shown[turn.metadata["task"]] = turn.prompt
+        return ACCEPT
+
+    tasks = [task(name, "shared") for name in ("busy", "idle")]
+    report = await run(tmp_path, worker, *tasks, reviewer=reviewer)
+    states = {each.id: each.state for each in report.tasks}
+    assert states == {"busy": TaskState.ACCEPTED, "idle": TaskState.FAILED}
+    assert set(shown) == {"busy"}

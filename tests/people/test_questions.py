@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from attrs import evolve
 
-from orchestra import EmbeddedBackend, MemoryStore, PermissionRule, SQLiteStore, Turn
+from orchestra import EmbeddedBackend, MemoryStore, MVCCStore, PermissionRule, SQLiteStore, Turn
 from orchestra.events import PermissionRequest
 from orchestra.opencode.mission.events import MissionEvent, TurnStarted
 from orchestra.opencode.mission.people_settings import PeopleSettings
@@ -165,10 +166,12 @@ async def test_an_answer_from_before_a_restart_counts() -> None:
         raise AssertionError("asked again")
 
     async with MemoryStore() as store:
-        with anyio.move_on_after(0.05):
-            await QuestionDesk(store).ask(question)
+        async with anyio.create_task_group() as group:
+            group.start_soon(QuestionDesk(store).ask, question)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
         await write_answer(store, "q", PersonAnswer(is_approved=True, by="ada"))
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             answer = await QuestionDesk(store, person=refuse).ask(question)
     assert answer == PersonAnswer(is_approved=True, by="ada")
 
@@ -180,11 +183,12 @@ async def test_a_person_who_fails_leaves_it_to_others() -> None:
         raise LookupError("no phone")
 
     async def answer_later() -> None:
-        await write_answer(store, "q", PersonAnswer(is_approved=False))
+        await first_question(store)
+        assert await write_answer(store, "q", PersonAnswer(is_approved=False))
 
     async with MemoryStore() as store, anyio.create_task_group() as group:
         group.start_soon(answer_later)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             answer = await QuestionDesk(store, person=fail).ask(
                 PersonQuestion(id="q", mission="m", text="may I?")
             )
@@ -286,6 +290,17 @@ ASKING = PeopleSettings(
 )
 
 
+PATIENCE = evolve(ASKING, permission_deadline=30)
+
+
+async def first_question(space: MVCCStore) -> str:
+    """Wait until something is asked, and return its name."""
+    while True:
+        for name in await list_questions(space):
+            return name
+        await anyio.sleep(0.001)
+
+
 def request(permission: str, *patterns: str, role: str = "worker") -> PermissionRequest:
     return PermissionRequest(
         id="p1",
@@ -316,7 +331,7 @@ async def test_an_ask_never_hangs(*, is_allowed: bool) -> None:
     )
     permissions = MissionPermissions(people)
     async with MemoryStore() as store:
-        with permissions.asking(store), anyio.fail_after(5):
+        with permissions.asking(store), anyio.fail_after(30):
             reply = await permissions(request("bash", "ls"))
         assert await list_questions(store.namespace("m")) == {}
     assert reply.is_allowed is is_allowed
@@ -330,12 +345,54 @@ async def test_a_person_is_asked() -> None:
         shown.append(question.text)
         return PersonAnswer(is_approved=False, note="not today")
 
-    permissions = MissionPermissions(ASKING)
+    patient = MissionPermissions(PATIENCE)
     async with MemoryStore() as store:
-        with permissions.asking(store, person):
-            reply = await permissions(request("bash", "ls"))
+        with patient.asking(store, person):
+            reply = await patient(request("bash", "ls"))
     assert shown == ["worker a wants to: bash ls"]
     assert (reply.is_allowed, reply.message) == (False, "not today")
+
+
+async def test_a_person_is_asked_without_a_store() -> None:
+    """As documented: the object, given to a backend, asks its person by itself."""
+    permissions = MissionPermissions(PATIENCE, person=lambda _: True)
+    assert (await permissions(request("bash", "ls"))).is_allowed
+
+
+async def test_nothing_is_left_of_a_request(tmp_path: Path) -> None:
+    """A late answer, or one to a request whose agent was stopped, answers no other request."""
+    permissions, patient = MissionPermissions(ASKING), MissionPermissions(PATIENCE)
+    yes = PersonAnswer(is_approved=True)
+    async with SQLiteStore(tmp_path / "s.db") as store:
+        space = store.namespace("m")
+        with permissions.asking(store), patient.asking(store), anyio.fail_after(20):
+            assert not (await permissions(request("bash", "ls"))).is_allowed
+            async with anyio.create_task_group() as group:
+                group.start_soon(patient, request("bash", "ls"))
+                question = await first_question(space)
+                group.cancel_scope.cancel()
+            assert await list_questions(space) == {}
+            assert not await write_answer(space, question, yes)
+            assert not (await permissions(request("bash", "ls"))).is_allowed
+
+
+async def test_an_answer_is_for_what_was_asked() -> None:
+    """A backend that numbers anew after a restart gets no answer that was given to another act."""
+    permissions, patient = MissionPermissions(ASKING), MissionPermissions(PATIENCE)
+    async with MemoryStore() as store:
+        space = store.namespace("m")
+        with permissions.asking(store), patient.asking(store), anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(patient, request("bash", "ls"))
+                question = await first_question(space)
+                kept = await space.get(f"question/{question}")
+                group.cancel_scope.cancel()
+            # As if the process had been killed instead, and somebody says yes then.
+            await space.put(f"question/{question}", kept)
+            assert await write_answer(space, question, PersonAnswer(is_approved=True))
+            assert not (await permissions(request("bash", "ls x"))).is_allowed
+            assert (await patient(request("bash", "ls"))).is_allowed
+            assert not (await permissions(request("bash", "ls"))).is_allowed
 
 
 async def test_rules_reach_the_agents(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from orchestra.opencode.mission.isolation import ISOLATIONS
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
-from orchestra.opencode.notes import JobOptions
+from orchestra.opencode.notes import JobOptions, marked_children
+from orchestra.opencode.people.approval import how_to_answer
 from orchestra.opencode.people.commands import add_people_commands
 from orchestra.opencode.people.questions import Person, PersonQuestion
 from orchestra.opencode.people.terminal import TerminalPerson
@@ -103,15 +104,15 @@ class _Console:
             except (OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    def make_person(self, progress: Progress) -> Person:
+    def make_person(self, progress: Progress, directory: Path) -> Person:
         """Return who answers questions: whoever is at the terminal, or else somebody elsewhere."""
+        hint = partial(how_to_answer, directory=directory)
         if sys.stdin is not None and sys.stdin.isatty() and self.stream.isatty():
-            return TerminalPerson(sys.stdin, self.line, progress.paused)
+            return TerminalPerson(sys.stdin, self.line, progress.paused, hint)
 
         def tell(question: PersonQuestion) -> None:
             self.line(question.text)
-            name = "" if question.plan is not None else f" --question {question.id}"
-            self.line(f"answer with: orchestra approve {question.mission}{name}  (or --reject)")
+            self.line(hint(question))
 
         return tell
 
@@ -394,8 +395,9 @@ def _run_job(job: Job, console: _Console, loop: str) -> int:
 def _run_on_loop(job: Job, console: _Console, loop: str) -> MissionReport:
     try:
         progress = console.make_progress()
-        person = console.make_person(progress)
-        return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
+        person = console.make_person(progress, job.directory)
+        with marked_children(job.notes):
+            return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
     except ModuleNotFoundError as error:
         if error.name != "trio":
             raise

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -47,6 +47,7 @@ from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tel
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.reaper import find_processes, kill
 from orchestra.opencode.records import RECORDS
 from orchestra.opencode.staff import Staff, find_staff
 
@@ -221,6 +222,14 @@ _DRAIN_SHARE = 0.9
 """A mission that is cancelled is not looked at once more, so it gets nearly all of them."""
 
 
+def _end_signals() -> tuple[signal.Signals, ...]:
+    """Return what ends a mission in good order; a closed terminal does not under ``nohup``."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is not signal.SIG_DFL:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, hangup)
+
+
 @final
 class _Interruption:
     """What happens when somebody presses Ctrl-C: stop in good order, wait no longer, exit."""
@@ -231,7 +240,7 @@ class _Interruption:
         self.shutdown = ShutdownManager(
             grace_period=_GRACE,
             drain_share=_DRAIN_SHARE,
-            signals=(signal.SIGINT, signal.SIGTERM),
+            signals=_end_signals(),
             listener=self._hear,
             before_exit=self._leave,
         )
@@ -258,12 +267,9 @@ class _Interruption:
 
     def _leave(self, number: signal.Signals) -> None:
         """Leave no process of ours behind."""
-        with suppress(ImportError):
-            from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
-
-            # No environment has an entry that starts like this: ancestry alone counts.
-            for process in find_processes("=", ancestor=os.getpid()):
-                kill(process)
+        # No environment has an entry that starts like this: ancestry alone counts.
+        for process in find_processes("=", ancestor=os.getpid()):
+            kill(process)
         self._tell(f"orchestra: exiting at once because of {number.name}")
 
 

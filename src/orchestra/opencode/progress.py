@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Protocol, final
 import anyio
 from attrs import define, field
 
-from orchestra.events import PermissionAsked, RetryScheduled, TextReceived, ToolCalled, ToolStatus
+from orchestra.events import (
+    PermissionAsked,
+    PermissionPending,
+    RetryScheduled,
+    TextReceived,
+    ToolCalled,
+    ToolStatus,
+)
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -288,15 +295,17 @@ class LiveProgress:
 
         # No thread of its own: the drawing is a task like any other.
         live = self._live = Live(console=self._console, auto_refresh=False, transient=False)
-        with live:
-            try:
-                while True:
-                    if live.is_started:
-                        live.update(self.render(), refresh=True)
-                    await anyio.sleep(self._INTERVAL)
-            finally:
-                with suppress(OSError):
+        try:
+            with live:
+                try:
+                    while True:
+                        if live.is_started:
+                            live.update(self.render(), refresh=True)
+                        await anyio.sleep(self._INTERVAL)
+                finally:
                     live.update(self.render(), refresh=True)
+        except OSError:  # the terminal was closed: nobody looks any more
+            await anyio.sleep_forever()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -305,11 +314,13 @@ class LiveProgress:
         if live is None or not live.is_started:
             yield
             return
-        live.stop()
+        with suppress(OSError):
+            live.stop()
         try:
             yield
         finally:
-            live.start()
+            with suppress(OSError):
+                live.start()
 
     def render(self) -> RenderableType:
         """Return the picture of this moment."""
@@ -402,6 +413,8 @@ def _describe_act(event: AgentActed) -> str:
         return one_line(f"{told.tool}{failed} {target}", 120)
     if isinstance(told, TextReceived) and event.role in {Role.WORKER, Role.COMMANDER}:
         return one_line(told.text, 120)
+    if isinstance(told, PermissionPending):
+        return one_line(f"waits for leave: {told.request.permission}", 120)
     if isinstance(told, PermissionAsked):
         verdict = "allowed" if told.reply.is_allowed else "refused"
         return one_line(f"{verdict}: {told.request.permission}", 120)

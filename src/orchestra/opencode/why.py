@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from attrs import evolve, frozen
+from attrs import frozen
 
 from orchestra import SQLiteStore
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.content import digest_files, prompt_digest, task_digest
+from orchestra.opencode.mission.ownership import find_owner
 from orchestra.opencode.mission.plan import Role, TaskSpec
 from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
-from orchestra.opencode.mission.saved import RUNNING, SavedMission, load_mission
+from orchestra.opencode.mission.saved import SavedMission, load_mission
 from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.wait_words import explain_time, explain_wait
 from orchestra.opencode.mission.waits import read_book
 from orchestra.opencode.records import MISSION, RECORDS, find_absence, find_mission
 
-__all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
+__all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain", "explain_task")
 
 _OVER = {state.value for state in OVER}
 _HOLDING = {"working", "checking", "reviewing", "merging", "split"}
@@ -59,13 +60,15 @@ class Case:
         spec: The task.
         plain: What is recorded of it.
         stale: The tasks that would run again now, with the reason.
-        absence: That nobody carries the mission on although it has not ended; else empty.
+        is_carried: Whether a process carries the mission on, as far as can be seen.
+        absence: That none does although the mission has not ended; else empty.
     """
 
     saved: SavedMission
     spec: TaskSpec
     plain: Mapping[str, Any]
     stale: Mapping[str, str]
+    is_carried: bool = True
     absence: str = ""
 
     def state_of(self, name: str) -> str:
@@ -127,13 +130,16 @@ def whether_it_runs_again(case: Case) -> Iterator[str]:
 
 def where_its_time_went(case: Case) -> Iterator[str]:
     """Say what it waits for at this moment, and what its time was spent on."""
-    book = read_book(case.saved.waits)
-    now = book.last
-    if case.saved.state == RUNNING and not case.absence:
+    book, now = read_book(case.saved.waits), None
+    if not case.saved.is_over:
         passed = datetime.now(UTC) - datetime.fromisoformat(case.saved.started_at)
-        now = max(now, passed.total_seconds())
-    if not case.saved.is_over and (segment := book.now(case.spec.id)) is not None:
-        yield explain_wait(segment, now)
+        now = max(book.last, passed.total_seconds())
+        if not case.is_carried:
+            book.leave()
+        # What has no cause of its own yet goes with the mission.
+        name = case.spec.id if case.spec.id in book.tasks else ""
+        if (segment := book.now(name)) is not None:
+            yield explain_wait(segment, now)
     yield from explain_time(book.segments(case.spec.id, now))
 
 
@@ -162,29 +168,54 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
     name = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
-        about = await store.namespace(name).get(MISSION)
-        absence = await find_absence(store, name, about)
-    record = saved.record
-    parts = [part for part, _ in record.parts] if record is not None else []
-    specs = [*record.specs, *parts] if record is not None else []
-    spec = next((each for each in specs if each.id == task), None)
-    if spec is None or record is None:
-        known = ", ".join(each.id for each in specs[:20]) or "none"
-        raise ConfigurationError(f"mission {name} has no task {task!r}; it has {known}")
+        owner = await find_owner(store, saved.directory)
+        absence = await find_absence(store, name, await store.namespace(name).get(MISSION))
     paths = sorted({path for result in saved.results.values() for path in result.after})
-    worker = saved.agents[Role.WORKER]
-    present = Present(prompt=prompt_digest(worker), model=worker.model or "")
     files = await anyio.to_thread.run_sync(digest_files, saved.directory, paths)
+    is_carried = owner is not None and owner.mission == name
+    return explain(saved, task, files, is_carried=is_carried, absence=absence)
+
+
+def explain(
+    saved: SavedMission,
+    task: str,
+    files: Mapping[str, str],
+    *,
+    is_carried: bool = True,
+    absence: str = "",
+) -> TaskExplanation:
+    """Say why a task is where it is.
+
+    Args:
+        saved: The mission's records.
+        task: The task's id.
+        files: The digests of what its results have changed, as it is now.
+        is_carried: Whether a process carries the mission on.
+        absence: As for `Case`.
+
+    Raises:
+        ConfigurationError: There is no such task in it.
+    """
+    record = saved.record
+    # A plan that waits for its approval is not among the mission's own tasks yet.
+    found = [] if record is None else [*record.specs, *(part for part, _ in record.parts)]
+    specs = {each.id: each for each in ([] if record is None else [*record.plan, *found])}
+    if record is None or task not in specs:
+        known = ", ".join(list(specs)[:20]) or "none"
+        raise ConfigurationError(f"mission {saved.id} has no task {task!r}; it has {known}")
+    worker = saved.agents[Role.WORKER]
+    present = Present(prompt=prompt_digest(worker), model=worker.model or "", files=files)
     case = Case(
         saved=saved,
-        spec=spec,
+        spec=specs[task],
         plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
-        stale=find_stale(record.specs, saved.results, evolve(present, files=files), task_digest),
+        stale=find_stale(record.specs, saved.results, present, task_digest),
+        is_carried=is_carried,
         absence=absence,
     )
     return TaskExplanation(
-        mission=name,
+        mission=saved.id,
         task=task,
         state=str(case.plain["state"]),
-        reasons=tuple(reason for explain in EXPLAINERS for reason in explain(case)),
+        reasons=tuple(reason for explainer in EXPLAINERS for reason in explainer(case)),
     )

@@ -28,6 +28,7 @@ from orchestra.opencode.mission.machine import MissionMachine
 from orchestra.opencode.mission.nearby import is_little
 from orchestra.opencode.mission.orders import (
     AgentAnswered,
+    Ask,
     Command,
     Event,
     Finish,
@@ -362,14 +363,19 @@ class Continuity:
         begun: dict[str, Sequence[str]] = {}
         accepted: dict[str, Sequence[str]] = {}
         for each in commands:
-            if not isinstance(each, TaskMoved):
+            if not isinstance(each, TaskMoved | Ask):
                 continue
-            spec = self._specs.get(each.task_id) or self._parts.get(each.task_id)
+            name = each.task_id or ""
+            spec = self._specs.get(name) or self._parts.get(name)
             if spec is None:
                 continue
-            if each.state is TaskState.READY and each.round == 0 and spec.files:
+            if _is_begin(each) and spec.files:
                 begun[spec.id] = spec.files
-            elif each.state is TaskState.ACCEPTED and spec.id in self._specs:
+            elif (
+                isinstance(each, TaskMoved)
+                and each.state is TaskState.ACCEPTED
+                and spec.id in self._specs
+            ):
                 receipt = self._machine.task_report(spec.id).receipt
                 accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}
@@ -407,3 +413,10 @@ class Continuity:
 
     def __repr__(self) -> str:
         return f"<Continuity of {self._id}, {len(self._results)} results, {self._owner!r}>"
+
+
+def _is_begin(command: TaskMoved | Ask) -> bool:
+    """Whether a task's files are as they were before it from now on; while it waits, others write."""
+    if isinstance(command, Ask):
+        return command.role is Role.WORKER and command.round == 1
+    return command.state is TaskState.SPLIT and command.round == 0

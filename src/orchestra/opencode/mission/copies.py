@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
 import anyio
 
 from orchestra import MVCCStore, Transaction, WorkStealingPool
+from orchestra.opencode.mission.apart import Apart
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.contents import Contents
 from orchestra.opencode.mission.copy_book import CopyBook, read_base, write_base
@@ -154,6 +154,14 @@ class Copies:
             await self.pool.run(shutil.rmtree, folder, True)
             await self._book.forget(task_id)
 
+    def find(self, task_id: str) -> Workplace | None:
+        """Return the copy that a task has.
+
+        Args:
+            task_id: The task.
+        """
+        return self._open.get(task_id)
+
     async def remove(self, copy: _Copy) -> None:
         """Remove a copy. A checkpoint.
 
@@ -198,7 +206,7 @@ def _copy(root: Path, top: Path, paths: Sequence[str]) -> None:
 
 
 @final
-class _Copy(Workplace):
+class _Copy(Apart):
     """A task that works in a copy."""
 
     def __init__(
@@ -213,46 +221,30 @@ class _Copy(Workplace):
         *,
         is_found: bool = False,
     ) -> None:
+        super().__init__(seat)
         self._is_found = is_found
-        self.seat = seat
         self.contents = contents
         self._copies = copies
         self._directory = directory
         self._watch = watch
         self._tree = now
         self._base = base
-        self._strays: list[str] = []
-        self._idle = anyio.Event()
-        self._idle.set()
 
     @property
     def directory(self) -> Path:
         """The copy."""
         return self._directory
 
-    def at_work(self) -> AbstractAsyncContextManager[None]:
-        """See `Workplace.at_work`."""
-        return self._work()
-
-    @asynccontextmanager
-    async def _work(self) -> AsyncIterator[None]:
-        self.seat.working += 1
-        self._idle = anyio.Event()
-        try:
-            yield
-        finally:
-            self.seat.working -= 1
-            if not self.seat.working:
-                self._idle.set()
-
-    def on_edit(self, path: str) -> None:
-        """Nothing: whatever changes in the copy, this task has done it."""
+    @property
+    def is_left(self) -> bool:
+        """See `Workplace.is_left`."""
+        return self._copies.find(self.seat.task_id) is not self
 
     async def look(self) -> Change:
         """See `Workplace.look`."""
         changed = await self._changed()
         if strays := [path for path in changed if not self._may_write(path)]:
-            self._strays += strays
+            self.strays += strays
             await self._copies.workspace.put_aside(self.seat.task_id, self._directory, strays)
             await self._restore(strays)
             changed = await self._changed()
@@ -262,7 +254,7 @@ class _Copy(Workplace):
             tree=self._digest(changed),
             directory=self._directory,
             changed=tuple(changed[:MAX_LISTED]),
-            strays=tuple(dict.fromkeys(self._strays))[:MAX_LISTED],
+            strays=tuple(dict.fromkeys(self.strays))[:MAX_LISTED],
             diff=await self._copies.pool.run(diff_states, self.contents, pairs),
         )
 
@@ -286,6 +278,13 @@ class _Copy(Workplace):
         paths = {*self.seat.files, *changed}
         now = self._tree.files
         return tree_digest({path: now[path].digest if path in now else None for path in paths})
+
+    async def before(self, path: str) -> bytes | None:
+        """See `Workplace.before`."""
+        state = self._base.get(path)
+        return await self._copies.pool.run(
+            self.contents.get, b"" if state is None else state.digest
+        )
 
     async def _restore(self, paths: Sequence[str]) -> None:
         files = {path: self._base[path] for path in paths if path in self._base}
@@ -332,9 +331,8 @@ class _Copy(Workplace):
             f"it will be replaced by yours otherwise.\n{text[:3_000]}"
         )
 
-    async def discard(self) -> None:
-        """See `Workplace.discard`."""
-        await self._idle.wait()
+    async def remove(self) -> None:
+        """See `Apart.remove`."""
         await self._copies.remove(self)
 
     def __repr__(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 from orchestra.errors import StoreError
 from orchestra.opencode.mission.orders import Ask, Integrate, Integrated
@@ -23,29 +23,37 @@ _UNDER_WAY = {
 }
 
 
+class TaskBook(Protocol):
+    """What must be known of tasks; the machine tells it."""
+
+    def task_report(self, task_id: str, /) -> TaskReport:
+        """Return what is known of a task."""
+
+    def states(self) -> dict[str, TaskState]:
+        """Return every task's state, in plan order."""
+
+    def position_of(self, task_id: str, /) -> float:
+        """Return a task's place in the plan."""
+
+    def parts_of(self, task_id: str, /) -> tuple[str, ...]:
+        """Return the parts that a task was split into."""
+
+
 @final
 class Desks:
     """Finds and makes the workplaces of a mission's tasks.
 
     Args:
         directory: The workspace.
-        report: Tells what is known of a task.
-        order: Tells every task's state, in plan order.
+        tasks: Tells what is known of tasks.
 
     Attributes:
         places: The workplaces; set before anything is asked of this.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        report: Callable[[str], TaskReport],
-        order: Callable[[], dict[str, TaskState]],
-    ) -> None:
+    def __init__(self, directory: Path, tasks: TaskBook) -> None:
         self._directory = directory
-        self._report = report
-        self._order = order
-        self._positions: dict[str, int] = {}
+        self._tasks = tasks
         self._taken: set[str] = set()
         self.places: Workplaces
 
@@ -64,11 +72,13 @@ class Desks:
         try:
             await self.places.begin()
             self.places.recall(before)
-            for task_id, state in self._order().items():
+            for task_id, state in self._tasks.states().items():
                 if state is TaskState.MERGING and await self._is_taken(task_id):
                     self._taken.add(task_id)
                 elif state in _UNDER_WAY:
                     await self.open(task_id)
+                elif state is TaskState.SPLIT:
+                    await self.leave(task_id)
         except WorkplaceError as exc:
             return str(exc)
         except StoreError as exc:
@@ -76,7 +86,7 @@ class Desks:
         return ""
 
     async def _is_taken(self, task_id: str) -> bool:
-        task = self._report(task_id)
+        task = self._tasks.task_report(task_id)
         tree = task.receipt.tree if task.receipt is not None else ""
         return bool(tree) and await self.places.is_taken(task_id, task.files, tree)
 
@@ -90,20 +100,16 @@ class Desks:
             WorkplaceError: There cannot be one.
             StoreError: Its leases cannot be written.
         """
-        task = self._report(task_id)
+        task = self._tasks.task_report(task_id)
         is_racing = bool(task.parent) and task_id.startswith(f"{task.parent}#")
         return await self.places.open(
             task_id,
             task.files,
             is_apart=is_racing,
             # Those who race for the same task do not wait for each other.
-            position=self._position(task.parent if is_racing else task_id),
+            position=self._tasks.position_of(task.parent if is_racing else task_id),
+            parts=self._tasks.parts_of(task_id),
         )
-
-    def _position(self, task_id: str) -> int:
-        if task_id not in self._positions:  # of many tasks, the order is not made for each
-            self._positions = {name: place for place, name in enumerate(self._order())}
-        return self._positions[task_id]
 
     @asynccontextmanager
     async def working(self, ask: Ask) -> AsyncIterator[Workplace | None]:
@@ -151,13 +157,17 @@ class Desks:
         return Integrated(ticket=order.ticket, problem=taken.problem, is_moved=taken.is_moved)
 
     async def leave(self, task_id: str) -> None:
-        """A task has ended without a change that counts. A checkpoint.
+        """A task has ended without a change that counts, or goes on in parts. A checkpoint.
 
         Args:
             task_id: The task.
         """
-        if (place := self.places.find(task_id)) is not None:
-            await place.discard()
+        await self.places.leave(task_id, split_at=self._split_at(task_id))
+
+    def _split_at(self, task_id: str) -> float | None:
+        is_split = self._tasks.task_report(task_id).state is TaskState.SPLIT
+        has_parts = is_split and bool(self._tasks.parts_of(task_id))
+        return self._tasks.position_of(task_id) if has_parts else None
 
     def __repr__(self) -> str:
         return f"<Desks {self.places!r}>"

@@ -330,6 +330,22 @@ class MissionMachine:
         """
         return self._flow.tasks[task_id].report()
 
+    def position_of(self, task_id: str) -> float:
+        """Return a task's place in the plan; parts of a task come right after it.
+
+        Args:
+            task_id: A task of the plan, or a part of one.
+        """
+        return self._flow.tasks[task_id].position
+
+    def parts_of(self, task_id: str) -> tuple[str, ...]:
+        """Return the parts that a task was split into; not those who race for it.
+
+        Args:
+            task_id: A task of the plan, or a part of one.
+        """
+        return tuple(part.id for part in self._flow.tasks[task_id].parts if not part.is_racing)
+
     def task_reports(self) -> tuple[TaskReport, ...]:
         """Return what is known of every task, in plan order."""
         return tuple(task.report() for task in self._in_order())

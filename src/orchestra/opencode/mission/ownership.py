@@ -30,7 +30,7 @@ from orchestra import MVCCStore, Transaction
 from orchestra.errors import ConflictError, LeaseLostError, StoreError, WorkspaceOwnedError
 from orchestra.opencode.mission.keys import OWNER
 
-__all__ = ("Owner", "Ownership", "explain_absence", "find_owner")
+__all__ = ("Owner", "Ownership", "explain_absence", "find_owner", "last_owner")
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,9 +92,14 @@ class Owner:
     since: str = ""
 
     @property
+    def is_here(self) -> bool:
+        """Whether it ran on this machine, so that its process can be looked for."""
+        return bool(self.machine) and self.machine == _machine()
+
+    @property
     def is_gone(self) -> bool:
         """Whether its process has provably ended."""
-        if not self.machine or self.machine != _machine():
+        if not self.is_here:
             return False
         try:
             return _birth(self.pid) != self.birth
@@ -116,9 +121,19 @@ async def find_owner(store: MVCCStore, directory: Path) -> Owner | None:
         store: Where missions are recorded.
         directory: The workspace, resolved.
     """
+    owner = await last_owner(store, directory)
+    return None if not owner.mission or owner.is_gone else owner
+
+
+async def last_owner(store: MVCCStore, directory: Path) -> Owner:
+    """Return who ran a mission in a workspace last, whether alive or not.
+
+    Args:
+        store: Where missions are recorded.
+        directory: The workspace, resolved.
+    """
     plain = await _namespace(store, directory).get(_CURRENT)
-    owner = None if plain is None else Owner(**plain)
-    return None if owner is None or not owner.mission or owner.is_gone else owner
+    return Owner() if plain is None else Owner(**plain)
 
 
 async def explain_absence(store: MVCCStore, directory: Path, mission: str) -> str:
@@ -132,15 +147,14 @@ async def explain_absence(store: MVCCStore, directory: Path, mission: str) -> st
     Returns:
         A sentence; empty: somebody does, as far as can be seen.
     """
-    space = _namespace(store, directory)
-    plain = await space.get(_CURRENT)
-    owner = Owner() if plain is None else Owner(**plain)
+    owner = await last_owner(store, directory)
     on = f"'orchestra resume {mission}' goes on"
     if owner.mission != mission:
         return f"nobody carries it on; {on}"
     who = f"its owner (process {owner.pid} on {owner.host}, since {owner.since})"
     if owner.is_gone:
         return f"{who} is no longer there; {on}"
+    space = _namespace(store, directory)
     last = await space.journal(await space.revision() - 1, limit=1)
     away = time.time() - last[0].time if last else 0.0
     if away > _LIFETIME:
@@ -191,10 +205,13 @@ class Ownership:
             generation = owner.generation + 1
             if owner.mission:
                 await self._store.namespace(owner.mission).transact(_fence_off, generation)
+            before = entry.revision if entry else 0
             try:
-                self._revision = await self._space.put_if(
-                    _CURRENT, self._describe(generation), revision=entry.revision if entry else 0
-                )
+                # Cut short it may be written all the same, and nobody would take it back.
+                with anyio.CancelScope(shield=True):
+                    self._revision = await self._space.put_if(
+                        _CURRENT, self._describe(generation), revision=before
+                    )
             except ConflictError:
                 continue
             self.generation = generation

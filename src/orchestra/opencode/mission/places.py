@@ -119,7 +119,13 @@ class Places(Workplaces):
             return worktrees
 
     async def open(
-        self, task_id: str, files: Sequence[str], *, is_apart: bool = False, position: int = 0
+        self,
+        task_id: str,
+        files: Sequence[str],
+        *,
+        is_apart: bool = False,
+        position: float = 0,
+        parts: Sequence[str] = (),
     ) -> Workplace:
         """See `Workplaces.open`."""
         names = tuple(dict.fromkeys(normal_path(path) for path in files))
@@ -127,20 +133,23 @@ class Places(Workplaces):
             raise WorkplaceError(f"{outside[0]} is not in the workspace, so nobody can write it")
         place: Workplace
         if not (is_apart or self._is_apart):
-            place = await self._open_shared(task_id, names)
+            place = await self._open_shared(task_id, names, parts)
         elif (worktrees := await self._find_worktrees()) is not None:
-            place = await worktrees.open(task_id, names, position, is_racing=is_apart)
+            place = await worktrees.open(task_id, names, position, is_racing=is_apart, parts=parts)
         else:
             place = await self._copies.open(task_id, names)
         self._places[task_id] = place
         return place
 
-    async def _open_shared(self, task_id: str, files: tuple[str, ...]) -> Workplace:
+    async def _open_shared(
+        self, task_id: str, files: tuple[str, ...], parts: Sequence[str]
+    ) -> Workplace:
         await self._workspace.stamp(files)  # what came before the lease is not its holder's
         fence = await self._leases.take(task_id, files)
         seat = self._workspace.seats.get(task_id)
         if seat is None:
             seat = Seat(task_id, files)
+            self._workspace.gather(seat, parts)
             self._workspace.recall(seat, self._recalled.get(task_id, {}))
         elif seat.working:
             # An earlier attempt has not ended: what it still does is not this attempt's.
@@ -167,7 +176,15 @@ class Places(Workplaces):
 
     def find(self, task_id: str) -> Workplace | None:
         """See `Workplaces.find`."""
-        return self._places.get(task_id)
+        place = self._places.get(task_id)
+        return None if place is None or place.is_left else place
+
+    async def leave(self, task_id: str, *, split_at: float | None = None) -> None:
+        """See `Workplaces.leave`."""
+        if self._worktrees is not None:
+            self._worktrees.split(task_id, split_at)
+        if (place := self.find(task_id)) is not None:
+            await place.discard()
 
     def at_work(self) -> AbstractAsyncContextManager[None]:
         """See `Workplaces.at_work`."""

@@ -193,13 +193,15 @@ def fill_task(task: TrackedTask, plain: Mapping[str, Any], rounds: int) -> None:
     """Bring a task to where its plain form says that it was.
 
     Args:
-        task: The task as its specification makes it.
+        task: The task as its specification makes it; of a part, after its parent.
         plain: What `task_to_plain` returned.
         rounds: Equal rounds in a row before the first step against stagnation.
     """
     task.state = TaskState(plain["state"])
     task.round = plain["round"]
     task.position = plain.get("position", task.position)
+    if task.parent is not None:  # which may have another place in the plan by now
+        task.position = task.parent.position + task.position % 1
     task.reasons = _texts(plain.get("reasons", ()))
     task.sent_back = tuple(_texts(plain.get("sent_back", ())))
     task.note = plain.get("note", "")

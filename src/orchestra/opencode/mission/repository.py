@@ -6,7 +6,7 @@ own, and the workspace changes only by what a merge has brought.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import final
 
@@ -139,6 +139,65 @@ class Repository:
         return [
             path.removeprefix(self.prefix) for path in split(listed) if path.startswith(self.prefix)
         ]
+
+    async def contents(self, tree: str, path: str) -> bytes | None:
+        """Return what a file of the workspace holds in a tree; None: it is not there. A checkpoint.
+
+        What is no UTF-8 text comes with replacement characters.
+
+        Args:
+            tree: A tree or commit.
+            path: The file, relative to the workspace.
+        """
+        code, out, _ = await self.git.ask("cat-file", "blob", f"{tree}:{self.prefix}{path}")
+        return None if code else out.encode()
+
+    async def steps(self, tip: str, messages: Collection[str]) -> list[tuple[str, str]]:
+        """Return what stood before and after commits with these messages, oldest first.
+
+        A checkpoint.
+
+        Args:
+            tip: The newest commit; its first parents are looked at, down to what HEAD has.
+            messages: The messages.
+        """
+        known = [f"^{head}"] if (head := await self.head()) else []
+        listed = await self.git.run(
+            "log", "-z", "--first-parent", "--reverse", "--format=%P %H%n%B", tip, *known
+        )
+        found = []
+        for each in split(listed):
+            hashes, _, message = each.partition("\n")
+            before, *_, after = hashes.split()
+            if message.rstrip("\n") in messages:
+                found.append((before, after))
+        return found
+
+    async def undo(self, tree: str, steps: Sequence[tuple[str, str]], index: Path) -> str:
+        """Write a tree in which what some steps have changed is as before them. A checkpoint.
+
+        Args:
+            tree: A tree or commit that has come after them.
+            steps: Trees or commits before and after each of them, in their order.
+            index: A file for an index, which is made.
+        """
+        await self.git.run("read-tree", tree, index=index)
+        for before, after in reversed(steps):
+            listed = split(
+                await self.git.run("diff-tree", "-r", "-z", "--no-renames", after, before)
+            )
+            entries = [
+                f"{head.split(' ')[1]} {head.split(' ')[3]}\t{path}"
+                for head, path in zip(listed[::2], listed[1::2], strict=True)
+            ]
+            await self.git.run(
+                "update-index",
+                "-z",
+                "--index-info",
+                stdin="".join(f"{e}\0" for e in entries),
+                index=index,
+            )
+        return (await self.git.run("write-tree", index=index)).strip()
 
     async def diff(self, before: str, after: str, limit: int = 16_000) -> str:
         """Return how two trees differ, as text of bounded length. A checkpoint.

@@ -180,7 +180,7 @@ class Mission(AsyncContextManagerMixin):
         self._team = team
         self._spending = Spending(self._settings.budget)
         self._waits = WaitLog(self._now)
-        self._desks = Desks(self._directory, self._machine.task_report, self._machine.states)
+        self._desks = Desks(self._directory, self._machine)
         self._crew = Crew(
             self._id,
             desks=self._desks,
@@ -339,7 +339,7 @@ class Mission(AsyncContextManagerMixin):
             if not self._backend.is_open:
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
-            now = datetime.now(UTC).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._started_at = now if self._saved is None else self._saved.started_at
             store = self._store
             if store is None:

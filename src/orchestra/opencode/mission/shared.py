@@ -40,6 +40,11 @@ class SharedWorkplace(Workplace):
         """The workspace."""
         return self._workspace.directory
 
+    @property
+    def is_left(self) -> bool:
+        """See `Workplace.is_left`."""
+        return self._is_left
+
     def at_work(self) -> AbstractAsyncContextManager[None]:
         """See `Workplace.at_work`."""
         return self._work()
@@ -100,7 +105,7 @@ class SharedWorkplace(Workplace):
         if problem := await self._leases.accept(seat.task_id, seat.files, self._fence, tree):
             return Taken(problem=problem)
         self._leave()
-        self._workspace.guard(paths)
+        self._workspace.accept(seat, paths)
         return Taken()
 
     async def discard(self) -> None:

@@ -120,7 +120,7 @@ class TaskFlow:
             if task.state in {TaskState.FAILED, TaskState.SKIPPED}:
                 self._move(task, TaskState.REPLACED, "a later plan goes another way")
         added = []
-        start = len(self.tasks)
+        start = 1 + int(max((task.position for task in self.tasks.values()), default=-1))
         for position, spec in enumerate(plan.tasks, start):
             earlier = self.tasks.pop(spec.id, None)
             task = self._track(spec, position)

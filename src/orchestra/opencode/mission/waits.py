@@ -49,6 +49,8 @@ class Cause(Enum):
     """The copy or worktree that it works in is made ready."""
     WORK = "work"
     """A worker's turn."""
+    PERMISSION = "permission"
+    """An agent asks for leave, and somebody has to answer."""
     RETRY = "provider retry"
     """The server repeats a model call that failed, after a pause."""
     GATE_QUEUE = "gates queue"
@@ -272,7 +274,7 @@ class WaitBook:
         marks = self._lines.get(task, _Line()).marks
         over = [mark.since for mark in marks if mark.cause is None]
         if marks and marks[-1].cause is not None:
-            over.append(self._last if now is None else now)
+            over.append(self._until(now))
         return tuple(over)
 
     def segments(self, task: str, now: float | None = None) -> tuple[Segment, ...]:
@@ -282,15 +284,18 @@ class WaitBook:
             task: The task; empty: the mission.
             now: Until when, in seconds after the mission's start, if it is not over.
         """
-        until = self._last if now is None else now
         joined: list[Segment] = []
-        for each in self._segments(task, 0.0, until, is_own=True):
+        for each in self._segments(task, 0.0, self._until(now), is_own=True):
             last = joined[-1] if joined else None
             if last is not None and _is_same(last, each):
                 joined[-1] = evolve(last, until=each.until)
             else:
                 joined.append(each)
         return tuple(joined)
+
+    def _until(self, now: float | None) -> float:
+        # What is known was rounded, perhaps up.
+        return self._last if now is None else max(now, self._last)
 
     def _segments(self, task: str, start: float, end: float, *, is_own: bool) -> Iterable[Segment]:
         """Return the causes of a line between two moments; of its own one, until it is over."""
@@ -339,26 +344,29 @@ class WaitBook:
             line.marks.append(_Mark(since, cause, by, more[1] if len(more) > 1 else None))
             self._last = max(self._last, since)
 
+    def leave(self) -> None:
+        """Nobody carries the mission on since what was last written."""
+        away = self._last
+        for name in [name for name in self._lines if self.is_open(name)]:
+            self.turn(name, Cause.AWAY, away)
+
     def resume(self, at: float) -> None:
         """The mission goes on after nobody has carried it on since what was last written.
 
         Args:
             at: Seconds after the mission's first start.
         """
-        away = self._last
-        for name, line in self._lines.items():
-            if not line.marks or line.marks[-1].cause is None:
-                continue
-            before = next(mark for mark in reversed(line.marks) if mark.cause is not Cause.AWAY)
-            self.turn(name, Cause.AWAY, away)
+        before = {
+            name: next(mark for mark in reversed(line.marks) if mark.cause is not Cause.AWAY)
+            for name, line in self._lines.items()
+            if self.is_open(name)
+        }
+        self.leave()
+        for name, mark in before.items():
             # What others have to end is still waited for; what was under way begins again.
-            is_waiting = before.cause in _OF_OTHERS
-            self.turn(
-                name,
-                before.cause if is_waiting else Cause.RECORDS,
-                at,
-                by=before.by if is_waiting else (),
-            )
+            is_waiting = mark.cause in _OF_OTHERS
+            cause = mark.cause if is_waiting else Cause.RECORDS
+            self.turn(name, cause, at, by=mark.by if is_waiting else ())
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"

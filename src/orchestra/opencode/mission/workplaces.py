@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import anyio.lowlevel
 from attrs import field, frozen
 
 __all__ = ("Change", "Taken", "Workplace", "WorkplaceError", "Workplaces")
@@ -66,6 +65,11 @@ class Workplace(ABC):
     def directory(self) -> Path:
         """Where its worker works and its commands run."""
 
+    @property
+    @abstractmethod
+    def is_left(self) -> bool:
+        """Whether its task has left it: what the task does next, it does elsewhere."""
+
     @abstractmethod
     def at_work(self) -> AbstractAsyncContextManager[None]:
         """Say that the task's worker, or one of its commands, is at work during this block.
@@ -88,6 +92,7 @@ class Workplace(ABC):
         A checkpoint.
         """
 
+    @abstractmethod
     async def before(self, path: str) -> bytes | None:
         """Tell what a file held before the task changed it; None: nothing, or nobody knows.
 
@@ -96,9 +101,6 @@ class Workplace(ABC):
         Args:
             path: The file, relative to the directory.
         """
-        del path
-        await anyio.lowlevel.checkpoint()
-        return None
 
     @abstractmethod
     async def integrate(self, tree: str) -> Taken:
@@ -144,7 +146,13 @@ class Workplaces(ABC):
 
     @abstractmethod
     async def open(
-        self, task_id: str, files: Sequence[str], *, is_apart: bool = False, position: int = 0
+        self,
+        task_id: str,
+        files: Sequence[str],
+        *,
+        is_apart: bool = False,
+        position: float = 0,
+        parts: Sequence[str] = (),
     ) -> Workplace:
         """Give a task its workplace for the attempt that begins, or the one that it has.
 
@@ -157,6 +165,7 @@ class Workplaces(ABC):
                 lease on.
             is_apart: Whether it must be a copy of the workspace.
             position: The task's place in the plan.
+            parts: The tasks that it was split into: what was accepted of them is its change too.
 
         Raises:
             WorkplaceError: There cannot be one.
@@ -176,10 +185,22 @@ class Workplaces(ABC):
 
     @abstractmethod
     def find(self, task_id: str) -> Workplace | None:
-        """Return the workplace that a task has.
+        """Return the workplace that a task has, and has not left.
 
         Args:
             task_id: The task.
+        """
+
+    @abstractmethod
+    async def leave(self, task_id: str, *, split_at: float | None = None) -> None:
+        """Let a task leave its workplace, if it has one, without a change that counts.
+
+        A checkpoint.
+
+        Args:
+            task_id: The task.
+            split_at: Its place in the plan if it goes on in parts: those that come after it are
+                taken over after them. None: it has ended.
         """
 
     @abstractmethod

@@ -97,6 +97,7 @@ class Workspace:
         self.warnings: list[str] = []
         self.strays: dict[str, list[str]] = {}
         self.lost: dict[str, str] = {}
+        self._accepted: dict[str, Mapping[str, FileState | None]] = {}
         self._root = str(directory)
         self._pool = pool
         self._is_watched = is_watched
@@ -218,7 +219,19 @@ class Workspace:
             now = self._settled.get(path)
             old = FileState(_UNKNOWN, bytes.fromhex(digest)) if digest else None
             if _digest_of(old) != _digest_of(now):
-                seat.before[path] = old
+                seat.before.setdefault(path, old)
+                seat.changed.add(path)
+
+    def gather(self, seat: Seat, parts: Sequence[str]) -> None:
+        """Take what was accepted of the parts of a task for its change.
+
+        Args:
+            seat: The task's.
+            parts: The parts.
+        """
+        for each in parts:
+            for path, before in self._accepted.get(each, {}).items():
+                seat.before.setdefault(path, before)
                 seat.changed.add(path)
 
     def on_edit(self, seat: Seat, path: str) -> None:
@@ -372,12 +385,14 @@ class Workspace:
         """Return the files that there are."""
         return list(self._settled)
 
-    def guard(self, paths: Iterable[str]) -> None:
-        """These files were accepted: from now on they only change with a lease on them.
+    def accept(self, seat: Seat, paths: Iterable[str]) -> None:
+        """A change was accepted: from now on its files only change with a lease on them.
 
         Args:
+            seat: Of the task whose change it is.
             paths: The files.
         """
+        self._accepted[seat.task_id] = dict(seat.before)
         self._guarded.update(paths)
 
     async def diff(self, before: Mapping[str, FileState | None]) -> str:
@@ -417,7 +432,7 @@ class Workspace:
         )
         for path in paths:
             self._settle(path, found[path])
-        self.guard(paths)
+        self._guarded.update(paths)
 
     async def write(self, files: Mapping[str, FileState | None], contents: Contents) -> str:
         """Bring files into the workspace that are accepted. A checkpoint.

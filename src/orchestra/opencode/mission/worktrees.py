@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
 import anyio
 import anyio.to_thread
 
+from orchestra.opencode.mission.apart import Apart
 from orchestra.opencode.mission.attribution import Seat, Seats
 from orchestra.opencode.mission.git import GitError, split
 from orchestra.opencode.mission.leases import Leases
 from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.repository import Repository
-from orchestra.opencode.mission.workplaces import Change, Taken, Workplace, WorkplaceError
+from orchestra.opencode.mission.workplaces import Change, Taken, WorkplaceError
 from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
 
 __all__ = ("Worktree", "Worktrees", "default_home")
@@ -75,6 +77,7 @@ class Worktrees:
         self._mission_lock = MissionLock(self._folder / "lock")
         self._tip = ""
         self._open: dict[str, Worktree] = {}
+        self._split: dict[str, float] = {}
         self._is_moved = anyio.Event()
         self._is_abandoned = False
 
@@ -128,7 +131,13 @@ class Worktrees:
     # --- one task's ---
 
     async def open(
-        self, task_id: str, files: tuple[str, ...], position: int, *, is_racing: bool
+        self,
+        task_id: str,
+        files: tuple[str, ...],
+        position: float,
+        *,
+        is_racing: bool,
+        parts: Sequence[str] = (),
     ) -> Worktree:
         """Give a task its worktree, or the one that it has. A checkpoint.
 
@@ -138,6 +147,7 @@ class Worktrees:
             position: Its place in the plan.
             is_racing: Whether others race with it for the same files: then its lease is on its
                 own attempts only.
+            parts: The tasks that it was split into.
 
         Raises:
             WorkplaceError: It cannot be made.
@@ -147,7 +157,7 @@ class Worktrees:
         place = self._open.get(task_id)
         if place is None:
             async with self._lock:
-                place = await self._make(task_id, files, position)
+                place = await self._make(task_id, files, position, parts)
             self._open[task_id] = place
         if not is_racing:
             self.seats.enter(place.seat)
@@ -155,7 +165,9 @@ class Worktrees:
         place.seat.fence = fence
         return place
 
-    async def _make(self, task_id: str, files: tuple[str, ...], position: int) -> Worktree:
+    async def _make(
+        self, task_id: str, files: tuple[str, ...], position: float, parts: Sequence[str]
+    ) -> Worktree:
         top = self._folder / slug(task_id)
         try:
             base = await self._find_base(top)  # after a restart
@@ -170,9 +182,34 @@ class Worktrees:
                     "worktree", "add", "--force", "--force", "--quiet", "-b", branch, str(top), base
                 )
                 await self._write_base(top, base)
+            place = Worktree(self, Seat(task_id, files), top, base, position)
+            if parts:
+                names = {_message(part) for part in parts}
+                place.steps = await self.repository.steps(self._tip, names)
         except (GitError, OSError) as exc:
             raise WorkplaceError(f"there is no worktree for task {task_id!r}: {exc}") from exc
-        return Worktree(self, Seat(task_id, files), top, base, position)
+        return place
+
+    def find(self, task_id: str) -> Worktree | None:
+        """Return the worktree that a task has.
+
+        Args:
+            task_id: The task.
+        """
+        return self._open.get(task_id)
+
+    def split(self, task_id: str, position: float | None) -> None:
+        """A task goes on in parts, which those that come after it in the plan wait for.
+
+        Args:
+            task_id: The task.
+            position: Its place in the plan; None: it has ended.
+        """
+        if position is None:
+            self._split.pop(task_id, None)
+        else:
+            self._split[task_id] = position
+        self._tell_moved()
 
     async def _find_base(self, top: Path) -> str:
         """Return the base of a worktree that is there, and was finished; empty: there is none."""
@@ -250,20 +287,22 @@ class Worktrees:
             except GitError as exc:
                 taken = Taken(problem=str(exc))
         if not taken.problem and not taken.is_moved:
+            self.split(place.seat.task_id, None)
             await self.close(place)
         return taken
 
     def _before(self, place: Worktree) -> list[str]:
         """Return the tasks whose changes are to be taken over before."""
-        return [
-            other.seat.task_id for other in self._open.values() if other.position < place.position
-        ]
+        positions = {other.seat.task_id: other.position for other in self._open.values()}
+        whole = math.floor(place.position)  # of a part it is that of the task that was split
+        split = {name: at for name, at in self._split.items() if at != whole}
+        return [name for name, at in (positions | split).items() if at < place.position]
 
     async def _integrate(self, place: Worktree, tree: str) -> Taken:
         repository, seat = self.repository, place.seat
         if (await place.tree()) != tree:
             return Taken(is_moved=True)
-        message = f"Task {seat.task_id}"
+        message = _message(seat.task_id)
         change = await repository.commit(tree, message, place.base)
         if problem := await self.leases.check(seat.task_id, place.leased, seat.fence):
             return Taken(problem=problem)
@@ -314,8 +353,7 @@ class Worktrees:
         if self._open.get(place.seat.task_id) is place:
             del self._open[place.seat.task_id]
             self.seats.leave(place.seat)
-            self._is_moved.set()
-            self._is_moved = anyio.Event()
+            self._tell_moved()
         if place.is_closed:
             return
         place.is_closed = True
@@ -323,6 +361,10 @@ class Worktrees:
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 await self._remove(self._mission_id, place.top, known)
+
+    def _tell_moved(self) -> None:
+        self._is_moved.set()
+        self._is_moved = anyio.Event()
 
     async def _remove(self, mission_id: str, top: Path, known: Sequence[str]) -> None:
         repository = self.repository
@@ -337,7 +379,7 @@ class Worktrees:
             return
         if branch:
             self._warn(f"work that was not taken over is kept in the branch {branch}")
-        for suffix in ("index", "base"):
+        for suffix in ("index", "base", "before"):
             await anyio.Path(top.with_name(f"{top.name}.{suffix}")).unlink(missing_ok=True)
         holders = [f"refs/heads/{branch}"] if branch else []
         await self._drop_branch(f"refs/heads/orchestra/{mission_id}/{top.name}", holders)
@@ -405,6 +447,11 @@ class Worktrees:
         return f"<Worktrees {len(self._open)} in {self._folder}>"
 
 
+def _message(task_id: str) -> str:
+    """Return the message of the commit in which a task's change is taken over."""
+    return f"Task {task_id}"
+
+
 def _unlock_indexes(folder: Path) -> None:
     """Remove the locks of a git that was killed: our indexes are in nobody else's hands."""
     for path in folder.glob("*index.lock"):
@@ -416,30 +463,29 @@ def _folders(home: Path) -> list[Path]:
 
 
 @final
-class Worktree(Workplace):
+class Worktree(Apart):
     """A task that works in a worktree of its own; from `Worktrees.open`.
 
     Attributes:
-        seat: The task.
         top: The worktree.
-        base: The commit that its change is seen against.
+        base: The commit that its change is merged from.
         position: The task's place in the plan.
+        steps: Trees before and after what was accepted of the task's parts.
         merged: The commit that was taken over.
         leased: The files that its lease is on.
         is_closed: Whether it is removed, or about to be.
     """
 
     def __init__(
-        self, worktrees: Worktrees, seat: Seat, top: Path, base: str, position: int
+        self, worktrees: Worktrees, seat: Seat, top: Path, base: str, position: float
     ) -> None:
+        super().__init__(seat)
         self._worktrees = worktrees
-        self._idle = anyio.Event()
-        self._idle.set()
-        self._strays: list[str] = []
-        self.seat: Seat = seat
+        self._seen_from = ("", "")
         self.top: Path = top
         self.base: str = base
-        self.position: int = position
+        self.position: float = position
+        self.steps: Sequence[tuple[str, str]] = ()
         self.merged: str = ""
         self.is_closed: bool = False
         self.leased: tuple[str, ...] = ()
@@ -449,23 +495,10 @@ class Worktree(Workplace):
         """The workspace's counterpart in the worktree."""
         return self.top / self._worktrees.repository.prefix
 
-    def at_work(self) -> AbstractAsyncContextManager[None]:
-        """See `Workplace.at_work`."""
-        return self._work()
-
-    @asynccontextmanager
-    async def _work(self) -> AsyncIterator[None]:
-        self.seat.working += 1
-        self._idle = anyio.Event()
-        try:
-            yield
-        finally:
-            self.seat.working -= 1
-            if not self.seat.working:
-                self._idle.set()
-
-    def on_edit(self, path: str) -> None:
-        """Nothing: whatever changes in the worktree, this task has done it."""
+    @property
+    def is_left(self) -> bool:
+        """See `Workplace.is_left`."""
+        return self._worktrees.find(self.seat.task_id) is not self
 
     async def tree(self) -> str:
         """Return the tree of what it holds. A checkpoint.
@@ -482,22 +515,40 @@ class Worktree(Workplace):
         """See `Workplace.look`."""
         repository = self._worktrees.repository
         try:
-            tree = await self.tree()
-            changed = await repository.changed(self.base, tree)
+            tree, before = await self.tree(), await self._before()
+            changed = await repository.changed(before, tree)
             if strays := [path for path in changed if not self._may_write(path)]:
                 await self._put_back(strays)
                 tree = await self.tree()
-                changed = await repository.changed(self.base, tree)
-            diff = await repository.diff(self.base, tree)
+                changed = await repository.changed(before, tree)
+            diff = await repository.diff(before, tree)
         except GitError as exc:
             return Change(tree="", directory=self.directory, problems=(str(exc),))
         return Change(
             tree=tree,
             directory=self.directory,
             changed=tuple(changed[:MAX_LISTED]),
-            strays=tuple(dict.fromkeys(self._strays))[:MAX_LISTED],
+            strays=tuple(dict.fromkeys(self.strays))[:MAX_LISTED],
             diff=diff,
         )
+
+    async def _before(self) -> str:
+        """Return the tree that its change is seen against: without what its parts have done."""
+        if not self.steps:
+            return self.base
+        base, before = self._seen_from
+        if base != self.base:
+            index = self.top.with_name(f"{self.top.name}.before")
+            before = await self._worktrees.repository.undo(self.base, self.steps, index)
+            self._seen_from = (self.base, before)
+        return before
+
+    async def before(self, path: str) -> bytes | None:
+        """See `Workplace.before`."""
+        try:
+            return await self._worktrees.repository.contents(await self._before(), path)
+        except GitError:
+            return None
 
     def _may_write(self, path: str) -> bool:
         if self.seat.files:
@@ -506,7 +557,7 @@ class Worktree(Workplace):
         return all(seats.holder(path) in {None, self.seat} for seats in holders)
 
     async def _put_back(self, strays: Sequence[str]) -> None:
-        self._strays += strays
+        self.strays += strays
         await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays)
         git = self._worktrees.repository.git.at(self.directory)
         listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", self.base))
@@ -524,9 +575,8 @@ class Worktree(Workplace):
         """See `Workplace.integrate`."""
         return await self._worktrees.integrate(self, tree)
 
-    async def discard(self) -> None:
-        """See `Workplace.discard`; its work is kept in a branch."""
-        await self._idle.wait()
+    async def remove(self) -> None:
+        """See `Apart.remove`; its work is kept in a branch."""
         await self._worktrees.close(self)
 
     def __repr__(self) -> str:

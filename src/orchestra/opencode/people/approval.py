@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from hashlib import sha256
+from pathlib import Path
 
 from orchestra.opencode.mission.plan import Plan
 from orchestra.opencode.people.questions import PersonQuestion
 
-__all__ = ("describe_plan", "plan_question", "unapproved")
+__all__ = ("describe_plan", "how_to_answer", "plan_question", "unapproved")
 
 _MAX_TASKS = 60
 _MAX_LINE = 160
@@ -68,6 +70,21 @@ def unapproved(mission: str, deadline: float) -> str:
         f"nobody has approved the plan within {deadline:g} s; approve it with "
         f"'orchestra approve {mission}' and go on with 'orchestra resume {mission}'"
     )
+
+
+def how_to_answer(question: PersonQuestion, directory: Path) -> str:
+    """Say how a question is answered from another terminal.
+
+    Args:
+        question: What is asked.
+        directory: The workspace, resolved.
+    """
+    words = ["orchestra", "approve", question.mission]
+    if question.plan is None:
+        words += ["--question", question.id]
+    if directory != Path.cwd():
+        words += ["--dir", str(directory)]
+    return f"answer with: {shlex.join(words)}  (or --reject)"
 
 
 def _line(text: str) -> str:

@@ -5,21 +5,34 @@ No request hangs: whoever is asked has a deadline, and then a default holds.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Literal, final
 
-from orchestra import MVCCStore, PermissionRule
+import anyio
+
+from orchestra import MemoryStore, MVCCStore, PermissionRule
 from orchestra.errors import StoreError
 from orchestra.events import PermissionReply, PermissionRequest
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.scrubbing import Scrubber
-from orchestra.opencode.people.questions import Person, PersonQuestion, QuestionDesk
+from orchestra.opencode.people.questions import (
+    Person,
+    PersonAnswer,
+    PersonQuestion,
+    QuestionDesk,
+)
 
 __all__ = ("MissionPermissions",)
 
+_LOG = logging.getLogger(__name__)
+
 _MAX_TEXT = 2_000
+_FORGET_LIMIT = 2.0
 
 
 @final
@@ -110,28 +123,42 @@ class MissionPermissions:
             is_allowed=default,
             message="" if default else "Nobody answered in time; go on without it.",
         )
-        if self._store is None or not mission:
-            return silent
         question = PersonQuestion(
-            id=f"permission-{request.id}",
+            id=_question_id(request),
             mission=mission,
             text=self._describe(request),
             deadline=self._settings.permission_deadline,
             request=request,
         )
-        store = self._store.namespace(mission).using(author="permissions")
-        desk = QuestionDesk(store, person=self._person, scrubber=self._scrubber)
-        try:
-            answer = await desk.ask(question)
-            if answer is None:
-                await desk.withdraw(question)
-                return silent
-        except StoreError:
+        if self._store is not None and mission:
+            answer = await self._put(self._store.namespace(mission), question)
+        elif self._person is not None:
+            async with MemoryStore() as store:  # nobody but that person can answer
+                answer = await self._put(store, question)
+        else:
+            return silent
+        if answer is None:
             return silent
         if answer.is_approved:
             return PermissionReply(is_allowed=True)
         note = answer.note or "Somebody has refused it; go on without it."
         return PermissionReply(is_allowed=False, message=note)
+
+    async def _put(self, store: MVCCStore, question: PersonQuestion) -> PersonAnswer | None:
+        """Put a question to people; nothing is left of it, since each request is its own."""
+        desk = QuestionDesk(
+            store.using(author="permissions"), person=self._person, scrubber=self._scrubber
+        )
+        try:
+            return await desk.ask(question)
+        except StoreError:
+            return None
+        finally:
+            with anyio.move_on_after(_FORGET_LIMIT, shield=True):
+                try:
+                    await desk.forget(question)
+                except StoreError as exc:
+                    _LOG.info("%s could not be taken back: %s", question.id, exc)
 
     def _describe(self, request: PermissionRequest) -> str:
         about = request.session_metadata
@@ -139,6 +166,14 @@ class MissionPermissions:
         what = self._scrubber.text(" ".join(request.patterns))[:_MAX_TEXT]
         text = f"{who} wants to: {request.permission} {what}".rstrip()
         return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _question_id(request: PermissionRequest) -> str:
+    """Name a question after what is asked too: a backend may number anew after a restart."""
+    about = request.session_metadata
+    what = [about.get("role"), about.get("task"), request.permission, *request.patterns]
+    digest = sha256(json.dumps(what).encode("utf-8", errors="replace")).hexdigest()[:8]
+    return f"permission-{request.id}-{digest}"
 
 
 def _match(

@@ -17,7 +17,7 @@ import anyio
 from attrs import frozen
 
 from orchestra import MVCCStore, Transaction
-from orchestra.errors import CompactedError, ConflictError
+from orchestra.errors import CompactedError
 from orchestra.events import PermissionRequest
 from orchestra.opencode.mission.leases import allow
 from orchestra.opencode.mission.plan import Plan
@@ -30,6 +30,7 @@ __all__ = (
     "PersonAnswer",
     "PersonQuestion",
     "QuestionDesk",
+    "drop_requests",
     "list_questions",
     "write_answer",
 )
@@ -132,19 +133,18 @@ class QuestionDesk:
         finally:
             self._open -= 1
 
-    async def withdraw(self, question: PersonQuestion) -> None:
-        """Take back a question that nobody needs to answer any more. A checkpoint.
+    async def forget(self, question: PersonQuestion) -> None:
+        """Take back a question, and an answer that came too late for it. A checkpoint.
 
         Args:
             question: What was asked.
+
+        Raises:
+            StoreError: It cannot be written.
         """
-
-        async def delete(tx: Transaction) -> None:
-            await self._check(tx)
-            if await tx.get(QUESTION + question.id) is not None:
-                tx.delete(QUESTION + question.id)
-
-        await self._store.transact(delete)
+        await self._store.transact(
+            _deleting(QUESTION + question.id, ANSWER + question.id, check=self._check)
+        )
 
     async def _ask(self, question: PersonQuestion) -> PersonAnswer | None:
         written = self._scrubber.value(
@@ -170,7 +170,7 @@ class QuestionDesk:
                 answer = await self._wait_answer(question.id)
             group.cancel_scope.cancel()
         if answer is not None:
-            await self.withdraw(question)
+            await self._store.transact(_deleting(QUESTION + question.id, check=self._check))
         return answer
 
     async def _consult(self, person: Person, question: PersonQuestion) -> None:
@@ -207,7 +207,7 @@ class QuestionDesk:
 
 
 async def write_answer(store: MVCCStore, question_id: str, answer: PersonAnswer) -> bool:
-    """Answer a question, unless somebody has. A checkpoint.
+    """Answer an open question, unless somebody has. A checkpoint.
 
     Args:
         store: The mission's namespace.
@@ -220,12 +220,18 @@ async def write_answer(store: MVCCStore, question_id: str, answer: PersonAnswer)
     Raises:
         StoreError: It cannot be written.
     """
-    plain = {"is_approved": answer.is_approved, "note": answer.note, "by": answer.by}
-    try:
-        await store.put_if(ANSWER + question_id, plain, revision=0)
-    except ConflictError:
-        return False
-    return True
+
+    async def write(tx: Transaction) -> bool:
+        is_open = await tx.get(QUESTION + question_id) is not None
+        if not is_open or await tx.get(ANSWER + question_id) is not None:
+            return False
+        tx.put(
+            ANSWER + question_id,
+            {"is_approved": answer.is_approved, "note": answer.note, "by": answer.by},
+        )
+        return True
+
+    return await store.transact(write)
 
 
 async def list_questions(store: MVCCStore) -> dict[str, Mapping[str, Any]]:
@@ -242,6 +248,38 @@ async def list_questions(store: MVCCStore) -> dict[str, Mapping[str, Any]]:
         for name in (key.removeprefix(QUESTION) for key in questions)
         if ANSWER + name not in answers
     }
+
+
+async def drop_requests(
+    store: MVCCStore, check: Callable[[Transaction], Awaitable[None]] = allow
+) -> None:
+    """Take back what agents of an earlier run have asked and nobody has answered. A checkpoint.
+
+    Who still wants to know asks again.
+
+    Args:
+        store: The mission's namespace.
+        check: Called with the transaction; raises when the mission has another owner.
+
+    Raises:
+        StoreError: It cannot be read or written.
+    """
+    questions = await list_questions(store)
+    stale = [name for name, asked in questions.items() if asked["kind"] == "permission"]
+    if stale:
+        await store.transact(_deleting(*(QUESTION + name for name in stale), check=check))
+
+
+def _deleting(
+    *keys: str, check: Callable[[Transaction], Awaitable[None]]
+) -> Callable[[Transaction], Awaitable[None]]:
+    async def delete(tx: Transaction) -> None:
+        await check(tx)
+        for key in keys:
+            if await tx.get(key) is not None:
+                tx.delete(key)
+
+    return delete
 
 
 def _now() -> str:

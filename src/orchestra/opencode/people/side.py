@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import final
 
 import anyio
@@ -22,7 +23,7 @@ from orchestra.opencode.people.cancelling import (
     wait_cancel,
     write_quiet,
 )
-from orchestra.opencode.people.questions import Person, QuestionDesk
+from orchestra.opencode.people.questions import Person, QuestionDesk, drop_requests
 
 __all__ = ("PeopleSide",)
 
@@ -66,6 +67,8 @@ class PeopleSide:
     async def begin(self) -> None:
         """Forget wishes of before: who starts a mission again wants it to run. A checkpoint."""
         self._since = await last_wish(self._store)
+        with suppress(StoreError):  # the mission's own state tells of that
+            await drop_requests(self._store, self._check)
 
     async def approve(self, order: AskApproval, shown: Plan) -> ApprovalGiven | StopRequested:
         """Have a plan approved, however long that takes. A checkpoint.

@@ -1,0 +1,61 @@
+"""A workplace that nobody else works in: what worktrees and copies have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+
+from orchestra.opencode.mission.attribution import Seat
+from orchestra.opencode.mission.workplaces import Workplace
+
+__all__ = ("Apart",)
+
+
+class Apart(Workplace):
+    """A task that works apart from the workspace.
+
+    Args:
+        seat: The task.
+
+    Attributes:
+        seat: The task.
+        strays: What it has changed without a lease.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        self._idle = anyio.Event()
+        self._idle.set()
+        self.seat: Seat = seat
+        self.strays: list[str] = []
+
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """See `Workplace.at_work`."""
+        return self._work()
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncIterator[None]:
+        if not self.seat.working:
+            self._idle = anyio.Event()
+        self.seat.working += 1
+        try:
+            yield
+        finally:
+            self.seat.working -= 1
+            if not self.seat.working:
+                self._idle.set()
+
+    def on_edit(self, path: str) -> None:
+        """Nothing: whatever changes here, this task has done it."""
+
+    async def discard(self) -> None:
+        """See `Workplace.discard`."""
+        while self.seat.working:
+            await self._idle.wait()
+        await self.remove()
+
+    @abstractmethod
+    async def remove(self) -> None:
+        """Put it away, nobody being at work in it. A checkpoint."""
