@@ -11,7 +11,10 @@ import anyio
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.workplaces import Workplace
 
-__all__ = ("Apart",)
+__all__ = ("AFTER_CHECK", "NO_LEASE", "Apart")
+
+NO_LEASE = "without a lease"
+AFTER_CHECK = "after it was checked, with nobody of this mission at work"
 
 
 class Apart(Workplace):
@@ -23,6 +26,7 @@ class Apart(Workplace):
     Attributes:
         seat: The task.
         strays: What it has changed without a lease.
+        checked: `Change.tree` of the last look; empty: this process has not looked yet.
     """
 
     def __init__(self, seat: Seat) -> None:
@@ -30,6 +34,7 @@ class Apart(Workplace):
         self._idle.set()
         self.seat: Seat = seat
         self.strays: list[str] = []
+        self.checked: str = ""
 
     def at_work(self) -> AbstractAsyncContextManager[None]:
         """See `Workplace.at_work`."""

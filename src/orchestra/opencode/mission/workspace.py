@@ -449,13 +449,16 @@ class Workspace:
             await self.written(list(files))
         return problem
 
-    async def put_aside(self, task_id: str, directory: Path, paths: Sequence[str]) -> None:
-        """Move what a task has changed in its copy without a lease into quarantine. A checkpoint.
+    async def put_aside(
+        self, task_id: str, directory: Path, paths: Sequence[str], why: str
+    ) -> None:
+        """Move what must not have changed in a task's copy into quarantine. A checkpoint.
 
         Args:
             task_id: The task.
             directory: Its copy of the workspace.
             paths: The files.
+            why: Why they must not.
         """
         folder = await self._pool.run(make_folder, self.directory)
         aside = folder / "quarantine" / slug(task_id)
@@ -463,7 +466,7 @@ class Workspace:
         names = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
         where = aside.relative_to(self.directory)
         self.warnings.append(
-            f"task {task_id!r} changed {names} without a lease: put back; its version is in {where}"
+            f"task {task_id!r} changed {names} {why}: put back; its version is in {where}"
         )
 
     def close(self) -> None:
