@@ -11,7 +11,7 @@ from typing import final
 import anyio
 
 from orchestra import WorkStealingPool
-from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart
+from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.contents import Contents
 from orchestra.opencode.mission.evidence import FileState, TooLargeError, Tree, WorkspaceWatch
@@ -175,7 +175,7 @@ class _Copy(Apart):
             await self._put_back(strays, self._base, NO_LEASE)
             changed = await self._changed()
         self._seen = self._tree.files
-        self.checked = self._digest(changed)
+        self.checked, self.seat.changed = self._digest(changed), set(changed)
         now = self._tree.files
         pairs = [(path, self._base.get(path), now.get(path)) for path in changed]
         return Change(
@@ -221,12 +221,27 @@ class _Copy(Apart):
         await self._put_back(sorted(late), then, AFTER_CHECK)
         return await self._changed()
 
+    async def clear(self) -> None:
+        """See `Apart.clear`."""
+        await self._changed()
+        now, then = self._tree.files, self._seen
+        left = [
+            path
+            for path in {*now, *then}
+            if _digest_in(now, path) != _digest_in(then, path) and not self.is_own(path)
+        ]
+        await self._copies.pool.run(unlink_all, self._directory, left)
+        await self._restore(left, then)
+
     async def _put_back(
         self, paths: Sequence[str], states: Mapping[str, FileState], why: str
     ) -> None:
         self.strays += paths
         workspace = self._copies.workspace
         await workspace.put_aside(self.seat.task_id, self._directory, paths, why)
+        await self._restore(paths, states)
+
+    async def _restore(self, paths: Sequence[str], states: Mapping[str, FileState]) -> None:
         files = {path: states[path] for path in paths if path in states}
         await self._copies.pool.run(_write_all, str(self._directory), self.contents, files)
 

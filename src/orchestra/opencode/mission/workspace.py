@@ -190,12 +190,14 @@ class Workspace:
     # --- who is at work ---
 
     @asynccontextmanager
-    async def at_work(self, seat: Seat) -> AsyncIterator[None]:
+    async def at_work(self, seat: Seat, *, is_checking: bool = False) -> AsyncIterator[None]:
         """Somebody's worker or command is at work; at the end, what it left is looked at.
 
         Args:
             seat: Whose.
+            is_checking: Whether it is a command of ours that checks a task.
         """
+        seat.is_checking = is_checking
         seat.working += 1
         self._present[seat] = None
         try:
@@ -281,8 +283,7 @@ class Workspace:
             elif judgement.fate is Fate.PUT_BACK:
                 back[path] = judgement
             else:
-                self.warnings.append(f"{path} changed while nobody of this mission was at work")
-                self._settle(path, found[path])
+                self._let_be(path, found[path], judgement)
         if back:
             await self._put_back(back, found)
 
@@ -306,6 +307,11 @@ class Workspace:
             owner.changed.add(path)
             if not owner.files:
                 self.seats.own(path, owner)
+        self._settle(path, state)
+
+    def _let_be(self, path: str, state: FileState | None, judgement: Judgement) -> None:
+        if not judgement.suspects:  # else a command has left it
+            self.warnings.append(f"{path} changed while nobody of this mission was at work")
         self._settle(path, state)
 
     def _settle(self, path: str, state: FileState | None) -> None:

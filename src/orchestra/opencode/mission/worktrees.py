@@ -13,7 +13,7 @@ from typing import final
 import anyio
 import anyio.to_thread
 
-from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart
+from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat, Seats
 from orchestra.opencode.mission.git import GitError, split
 from orchestra.opencode.mission.leases import Leases
@@ -454,7 +454,7 @@ class Worktree(Apart):
                 tree = await self.tree()
                 changed = await repository.changed(before, tree)
             diff = await repository.diff(before, tree)
-            self.checked = tree
+            self.checked, self.seat.changed = tree, set(changed)
         except GitError as exc:
             return Change(tree="", directory=self.directory, problems=(str(exc),))
         return Change(
@@ -512,9 +512,22 @@ class Worktree(Apart):
         await self._put_back(late, tree, AFTER_CHECK)
         return await self.tree() == tree
 
+    async def clear(self) -> None:
+        """See `Apart.clear`."""
+        try:
+            found = await self._worktrees.repository.changed(self.checked, await self.tree())
+            left = [path for path in found if not self.is_own(path)]
+            await anyio.to_thread.run_sync(unlink_all, self.directory, left)
+            await self._restore(left, self.checked)
+        except (GitError, OSError):
+            return  # the look that follows tells of it
+
     async def _put_back(self, strays: Sequence[str], source: str, why: str) -> None:
         self.strays += strays
         await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays, why)
+        await self._restore(strays, source)
+
+    async def _restore(self, strays: Sequence[str], source: str) -> None:
         git = self._worktrees.repository.git.at(self.directory)
         listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", source))
         if there := sorted({*strays} & {*listed}):
