@@ -20,7 +20,7 @@ async def test_leaving_cancels_the_tasks_and_waits_for_them() -> None:
                 await anyio.lowlevel.checkpoint()
                 told.append("cleaned up")
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with background_tasks() as tasks:
             tasks.start_soon(work)
             await anyio.wait_all_tasks_blocked()
@@ -60,7 +60,7 @@ async def test_a_group_that_the_block_raises_is_not_wrapped_again() -> None:
 
 async def test_a_failing_task_cancels_the_block() -> None:
     """What a background task raises ends the block, and is raised as a group."""
-    with anyio.fail_after(10), pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+    with anyio.fail_after(30), pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
         async with background_tasks() as tasks:
             tasks.start_soon(fail)
             await anyio.sleep_forever()

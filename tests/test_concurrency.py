@@ -32,7 +32,7 @@ async def test_never_more_than_the_limit() -> None:
 async def test_keys_do_not_share() -> None:
     """A full key does not hold another one up; a key without a limit has the default."""
     controller = ConcurrencyController({"a": 1}, default=2)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with controller.lease("a"), controller.lease("b"), controller.lease("b"):
             assert controller.statistics("a").in_use == 1
             assert controller.statistics("b").in_use == 2
@@ -68,7 +68,7 @@ async def test_a_cancelled_waiter_does_not_keep_the_slot(is_granted: bool) -> No
             await anyio.lowlevel.checkpoint()
             got.append(name)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             scope = anyio.CancelScope()
 

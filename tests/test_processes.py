@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import pytest
+from tool_processes import is_running, until
 
-from orchestra import processes, run_command
+from orchestra import CommandOutput, processes, run_command
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
 
@@ -25,29 +26,9 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process exists and is more than a zombie that nobody has reaped yet."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return not stat.parent.parent.exists()
-
-
 def pid_in(path: Path) -> int | None:
     text = path.read_text() if path.exists() else ""
     return int(text) if text.endswith("\n") else None
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what other processes do and no event tells."""
-    with anyio.fail_after(20):
-        while not is_so():  # noqa: ASYNC110
-            await anyio.sleep(0.005)
 
 
 async def read_pid(path: Path) -> int:
@@ -60,6 +41,18 @@ async def read_pid(path: Path) -> int:
 
 async def wait_gone(pid: int) -> None:
     await until(lambda: not is_running(pid))
+
+
+async def run_too_long(script: str, directory: Path) -> CommandOutput:
+    """Run a script that never ends; with more time if it did not come to touch ``ready``."""
+    ready = directory / "ready"
+    for timeout in (0.3, 3.0, 20.0):
+        with anyio.fail_after(timeout + 20):
+            output = await run_command(shell(script), directory=directory, timeout=timeout)
+        assert output.is_timed_out
+        if ready.exists():
+            return output
+    raise AssertionError("it never came so far")
 
 
 @asynccontextmanager
@@ -231,10 +224,8 @@ async def test_what_a_listener_raises_comes_out_as_it_is(tmp_path: Path) -> None
 async def test_time_out_ends_the_group(tmp_path: Path) -> None:
     """A time-out ends the command with its children, and keeps what was printed until then."""
     pid = tmp_path / "pid"
-    script = f"echo started; sleep 1000 & echo $! > {pid}; wait"
-    with anyio.fail_after(20):
-        output = await run_command(shell(script), directory=tmp_path, timeout=0.5)
-    assert output.is_timed_out
+    script = f"echo started; sleep 1000 & echo $! > {pid}; touch ready; wait"
+    output = await run_too_long(script, tmp_path)
     assert output.stdout == "started\n"
     assert output.exit_code != 0
     await wait_gone(await read_pid(pid))
@@ -245,18 +236,14 @@ async def test_who_ignores_the_request_is_killed(
 ) -> None:
     """A command that ignores SIGTERM is killed after the grace."""
     monkeypatch.setattr(processes, "_GRACE", 0.1)
-    script = "trap '' TERM; while :; do sleep 0.05; done"
-    with anyio.fail_after(20):
-        output = await run_command(shell(script), directory=tmp_path, timeout=0.3)
+    output = await run_too_long("trap '' TERM; touch ready; while :; do sleep 0.05; done", tmp_path)
     assert output.exit_code == -signal.SIGKILL
-    assert output.is_timed_out
 
 
 async def test_who_tidies_up_is_given_the_time(tmp_path: Path) -> None:
     """A command is asked to end before it is killed, so it can tidy up."""
-    script = "trap 'echo tidy; exit 5' TERM; echo ready; while :; do sleep 0.02; done"
-    with anyio.fail_after(20):
-        output = await run_command(shell(script), directory=tmp_path, timeout=0.5)
+    script = "trap 'echo tidy; exit 5' TERM; echo ready; touch ready; while :; do sleep 0.02; done"
+    output = await run_too_long(script, tmp_path)
     assert (output.exit_code, output.stdout) == (5, "ready\ntidy\n")
 
 

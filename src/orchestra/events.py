@@ -22,6 +22,7 @@ __all__ = (
     "Finished",
     "HandlerOutcome",
     "PermissionAsked",
+    "PermissionPending",
     "PermissionReply",
     "PermissionRequest",
     "QuestionAsked",
@@ -244,6 +245,17 @@ class TodoChanged(SessionEvent):
     """The agent rewrote its own to-do list; ``items`` is the whole new list."""
 
     items: tuple[TodoItem, ...]
+
+
+@frozen(kw_only=True)
+class PermissionPending(SessionEvent):
+    """A permission request came, and the backend's policy takes its time: perhaps it asks somebody.
+
+    `PermissionAsked` follows, unless the turn ends before; of an answer that is there at once it
+    alone is told.
+    """
+
+    request: PermissionRequest
 
 
 @frozen(kw_only=True)

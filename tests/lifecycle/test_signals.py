@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
+from talking import rest_of
 
 from orchestra.shutdown import ShutdownManager
 
@@ -99,7 +100,7 @@ def child(loop: str, scene: str, seconds: float, path: Path) -> Iterator[subproc
         yield process
     finally:
         process.kill()
-        process.communicate()
+        rest_of(process)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
@@ -114,7 +115,7 @@ def test_the_first_signal_drains_and_cleans_up(loop: str, number: Signals, tmp_p
     """One signal ends everything in order; the handlers of before are back afterwards."""
     with child(loop, "plain", 0, tmp_path) as process:
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
     assert rest.splitlines() == [
         f"draining: received {number.name}",
         f"cleaning up: received {number.name}",
@@ -135,7 +136,7 @@ def test_the_second_signal_cuts_the_grace(loop: str, tmp_path: Path) -> None:
         assert line_of(process) == "draining: received SIGTERM"
         process.send_signal(SIGINT)
         assert line_of(process) == "draining, cut: received SIGTERM"
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
     lines = rest.splitlines()
     assert lines[:3] == [
         "cleaning up, cut: received SIGTERM",
@@ -157,7 +158,7 @@ def test_the_third_signal_exits_at_once(loop: str, tmp_path: Path) -> None:
         process.send_signal(SIGTERM)
         assert line_of(process) == "cleaning up, cut: received SIGTERM"
         process.send_signal(SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
     assert rest.splitlines()[-1] == "leaving because of SIGINT"
     assert process.returncode == 130
 
@@ -172,7 +173,7 @@ def test_the_third_signal_works_while_the_loop_is_blocked(loop: str, tmp_path: P
         # One at a time: two of the same that wait are one.
         process.send_signal(SIGINT)
         process.send_signal(SIGTERM)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
     assert rest.splitlines()[-1].startswith("leaving because of SIG")
     assert process.returncode in (130, 143)
 

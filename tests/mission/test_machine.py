@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestra.events import FinishReason, TurnError, Usage
@@ -913,6 +913,22 @@ MUTANTS: dict[str, tuple[ModuleType, str, str]] = {
 
 
 OWNERS = {machine_module: "MissionMachine", flow_module: "TaskFlow", tickets_module: "Tickets"}
+PLAYS = 5_000
+"""Always the same ones. The first 500 find each bug several times; no more are played than needed."""
+
+
+def any_specs(rng: random.Random) -> tuple[TaskSpec, ...]:
+    """Tasks as SPECS has them, by a generator that never changes."""
+    names = [f"t{number}" for number in range(rng.randint(1, 8))]
+    return tuple(
+        spec(
+            name,
+            [earlier for earlier in names[:number] if rng.random() < 0.3],
+            rng.sample(["a.py", "b.py", "c.py"], rng.randint(0, 2)),
+            rng.choice([TaskMode.NORMAL, *TaskMode]),
+        )
+        for number, name in enumerate(names)
+    )
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -932,15 +948,11 @@ def test_planted_bugs_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         monkeypatch.setattr(machine_module, mutant.__name__, mutant)
 
-    @settings(deadline=None, database=None, max_examples=300, phases=[Phase.generate])
-    @given(SPECS, st.integers(0, 2**32))
-    def search(specs: tuple[TaskSpec, ...], seed: int) -> None:
-        Play(specs, seed).run()
-
     def check() -> None:
         test_stale_tickets_change_nothing()
         test_first_accepted_racer_wins()
-        search()
+        for seed in range(PLAYS):
+            Play(any_specs(random.Random(seed)), seed).run()
 
     with pytest.raises((AssertionError, RuntimeError, KeyError, ExceptionGroup)):
         check()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from attrs import evolve
 
@@ -360,13 +361,45 @@ async def test_a_dead_owner_is_followed_at_once(tmp_path: Path) -> None:
         space = dead._space
         await space.put("current", {**await space.get("current"), "birth": "0"})
         new = Ownership(store, tmp_path, "mission_new")
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await new.claim()
         assert new.generation == dead.generation + 1
         with pytest.raises(LeaseLostError):
             async with store.namespace("mission_dead").transaction() as tx:
                 await dead.check(tx)
         assert dead.is_lost
+
+
+async def test_who_is_cancelled_while_it_claims_owns_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled when the claim is written already, a mission knows of it and gives it back."""
+
+    class Space:
+        """Is cancelled while the news of a write are on their way back."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(space, name)
+
+        async def put_if(self, key: str, value: Any, *, revision: int) -> int:
+            revision = await space.put_if(key, value, revision=revision)
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            return revision
+
+    async with MemoryStore() as store:
+        first = Ownership(store, tmp_path, "mission_first")
+        space = first._space
+        monkeypatch.setattr(first, "_space", Space())
+        with anyio.CancelScope() as scope:
+            await first.claim()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                await first.release()
+        assert scope.cancelled_caught
+        assert await find_owner(store, tmp_path) is None
+        await Ownership(store, tmp_path, "mission_next").claim()
 
 
 async def test_an_owner_that_slept_stops_and_writes_nothing_more(tmp_path: Path) -> None:

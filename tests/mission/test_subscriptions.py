@@ -50,7 +50,7 @@ async def test_a_waiting_reader_is_woken() -> None:
     async def read() -> None:
         got.extend([event async for event in feed])
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             await anyio.wait_all_tasks_blocked()
@@ -70,7 +70,7 @@ async def test_two_tasks_may_read_one_feed() -> None:
     async def read() -> None:
         got.append(await anext(feed))
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             await anyio.wait_all_tasks_blocked()

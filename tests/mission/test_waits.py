@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestra import EmbeddedBackend, MemoryStore, Priority, SQLiteStore, Turn
+from orchestra.errors import ConfigurationError, MissionError
 from orchestra.events import RetryScheduled
 from orchestra.opencode.mission.critical_path import critical_path
+from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.orders import Ask, PlanMade
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role, TaskSpec
-from orchestra.opencode.mission.report import MissionOutcome
+from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_html import report_to_html
 from orchestra.opencode.mission.report_json import report_from_json, report_to_json
 from orchestra.opencode.mission.runner import Mission
@@ -26,7 +29,7 @@ from orchestra.opencode.mission.saved import load_mission
 from orchestra.opencode.mission.wait_log import WaitLog
 from orchestra.opencode.mission.wait_words import describe_path, explain_time, explain_wait
 from orchestra.opencode.mission.waits import Cause, Segment, WaitBook, read_book, totals
-from orchestra.opencode.why import explain_task
+from orchestra.opencode.why import explain, explain_task
 
 TASKS = ("", "a", "b", "a#1")
 TOLERANCE = 0.001
@@ -337,6 +340,92 @@ async def test_why_tells_of_a_mission_under_way(tmp_path: Path) -> None:
             go_on.set()
     assert "it waits for a, for " in last
     assert all("since the mission's start: " in each for each in (*told, last))
+
+
+async def told_while(
+    mission: Mission, store: MemoryStore, plan: Plan, phrase: str, release: Callable[[], object]
+) -> MissionReport:
+    """Wait until the records say a phrase of some task, then release what holds the mission up."""
+    async with mission:
+        with anyio.fail_after(60):
+            try:
+                told = ""
+                while phrase not in told:
+                    await anyio.sleep(0.1)
+                    with suppress(MissionError, ConfigurationError):  # too early
+                        saved = await load_mission(store, mission.id)
+                        told = "".join(str(explain(saved, each.id, {})) for each in plan.tasks)
+            finally:
+                release()
+            report = await mission.wait_finished()
+    assert report.outcome is MissionOutcome.ACCEPTED, report.reason
+    for task in report.tasks:
+        assert_tiles(task.segments, task.segments[-1].until)
+    return report
+
+
+async def test_who_waits_for_its_commands_to_run_is_told(tmp_path: Path) -> None:
+    """As many check their changes as may, and of the next one it is recorded that it waits."""
+    go = tmp_path / "go"
+    command = ("sh", "-c", f'until test -e "{go}"; do sleep 0.2; done')
+    work = tmp_path / "work"
+    work.mkdir()
+    plan = Plan(
+        tuple(
+            TaskSpec(id=name, title=name, files=(f"{name}.txt",), acceptance=(command,))
+            for name in "abcde"
+        )
+    )
+    async with MemoryStore() as store:
+        mission = Mission(
+            "x",
+            backend=agents(work),
+            directory=work,
+            plan=plan,
+            settings=MissionSettings(todo_file=None, allow=(command,)),
+            store=store,
+        )
+        phrase = "it waits until its acceptance commands may run, for "
+        report = await told_while(mission, store, plan, phrase, go.touch)
+    assert any(totals(task.segments).get(Cause.GATE_QUEUE) for task in report.tasks)
+
+
+async def test_who_waits_for_an_earlier_merge_is_told(tmp_path: Path) -> None:
+    """A change that is accepted waits for that of an earlier task, and the records name it."""
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        await anyio.run_process(git, cwd=tmp_path)
+    begun, done = anyio.Event(), anyio.Event()
+
+    async def worker(turn: Turn) -> str:
+        name = turn.metadata["task"]
+        if name == "early":
+            begun.set()
+            await done.wait()
+        await begun.wait()  # who has no worktree yet is not waited for
+        (turn.directory / f"{name}.txt").write_text("done")
+        return "Done."
+
+    async def reviewer(_turn: Turn) -> str:
+        return '{"verdict": "accept"}'
+
+    plan = Plan(
+        tuple(TaskSpec(id=name, title=name, files=(f"{name}.txt",)) for name in ("early", "late"))
+    )
+    isolation = Isolation(kind="worktree", folder=tmp_path.parent / f"{tmp_path.name}-trees")
+    async with MemoryStore() as store:
+        mission = Mission(
+            "x",
+            backend=EmbeddedBackend({"worker": worker, "reviewer": reviewer}),
+            directory=tmp_path,
+            plan=plan,
+            settings=MissionSettings(todo_file=None, isolation=isolation),
+            store=store,
+        )
+        phrase = "changes of earlier tasks are taken over first, for "
+        report = await told_while(mission, store, plan, phrase, done.set)
+    late = next(task for task in report.tasks if task.id == "late")
+    assert {each.by for each in late.segments if each.cause is Cause.MERGE_ORDER} == {("early",)}
 
 
 def test_people_are_told_in_sentences() -> None:

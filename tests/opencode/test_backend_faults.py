@@ -380,9 +380,14 @@ async def test_abort_reaches_children_and_what_they_ask(
 
 
 async def test_a_prompt_that_cannot_be_sent_can_be_aborted(
-    fake_server: FakeServer, session: Session, answers: type[Answer]
+    fake_server: FakeServer,
+    session: Session,
+    answers: type[Answer],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While sending fails again and again, an abort ends the turn, and it is not sent later."""
+    monkeypatch.setattr("orchestra.opencode.client.session._RETRY_DELAY", 0.01)
+    monkeypatch.setattr(session._workspace, "window", 60.0)  # type: ignore[attr-defined]
     call = "POST /session/ses_0/prompt_async"
     fake_server.faults[call] = [answers(status=0)] * 1000
     fake_server.is_answering = False

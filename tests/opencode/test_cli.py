@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talking import rest_of
 
 from orchestra import __version__
 from orchestra.opencode.mission.report_json import report_from_json
@@ -243,7 +244,7 @@ def test_wrong_usage_is_one_sentence(arguments: list[str | Path], expected: str)
 
 def test_a_server_that_is_not_there_is_one_sentence(work: Path) -> None:
     """An unreachable server is exit code 1 and one sentence."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     arguments = ["run", "x", "--backend", "opencode", "--url", "http://127.0.0.1:9"]
     done = run(*arguments, "--dir", work, code=1)
     assert len(done.stderr.splitlines()) == 1
@@ -269,7 +270,7 @@ def test_the_first_signal_stops_in_good_order(work: Path, number: signal.Signals
     assert process.stderr is not None
     wait_until(lambda: "t1 working" in process.stderr.readline())  # type: ignore[union-attr]
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130, stderr
     report = report_from_json(only_json(stdout))
     assert report.outcome.value == "interrupted"
@@ -280,7 +281,7 @@ def test_the_first_signal_stops_in_good_order(work: Path, number: signal.Signals
 
 def test_a_signal_before_the_mission_started(work: Path) -> None:
     """Ctrl-C while the server does not answer leaves with exit code 130 and one sentence."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         process = start(["run", "x", "--backend", "opencode", "--url", url, "--dir", work])
@@ -288,7 +289,7 @@ def test_a_signal_before_the_mission_started(work: Path) -> None:
         connection, _ = mute.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=LIMIT)
+            _, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "orchestra: interrupted before the mission started"
 
@@ -306,7 +307,7 @@ def test_the_third_signal_exits_at_once(work: Path, last: signal.Signals) -> Non
     assert "once more to exit at once" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(last)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     assert process.returncode == 128 + last
     if sys.platform == "linux":
         wait_until(lambda: not _is_running(int(child.read_text())))
@@ -322,7 +323,7 @@ def test_the_second_signal_waits_for_no_order(work: Path) -> None:
     assert "once more to wait no longer" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert "once more to exit at once" in process.stderr.readline()
-    _, stderr = process.communicate(timeout=LIMIT)
+    _, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert stderr == ""
     report = report_from_json(json.loads((work / ".orchestra" / "report.json").read_text()))
@@ -408,7 +409,7 @@ def test_max_workers_bounds_the_workers(tmp_path: Path) -> None:
 
 def test_the_password_is_not_shown(work: Path) -> None:
     """The server's password comes from the environment and is in no output."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     url = "http://127.0.0.1:9"
     arguments = ["run", "x", "--backend", "opencode", "--url", url, "--dir", str(work)]
     done = run(*arguments, "--debug", code=1, OPENCODE_SERVER_PASSWORD="hunter2-secret")  # noqa: S106
@@ -434,7 +435,7 @@ def test_doctor_proves_the_embedded_backend() -> None:
 def test_doctor_without_extras() -> None:
     """Where the extras are missing the doctor says how to get them, and is still content."""
     program = (
-        "import sys; sys.modules['httpx2'] = None; from orchestra.opencode.cli import main;"
+        "import sys; sys.modules['httptools'] = None; from orchestra.opencode.cli import main;"
         "sys.exit(main(['doctor', '--json']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -446,6 +447,6 @@ def test_the_command_line_loads_no_extra() -> None:
     """Starting the command imports neither the HTTP client nor the terminal library."""
     program = (
         "import sys, orchestra.opencode.cli;"
-        "assert not {'httpx2', 'msgspec', 'rich', 'h11'} & set(sys.modules)"
+        "assert not {'httptools', 'msgspec', 'rich', 'h11'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

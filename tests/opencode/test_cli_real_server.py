@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from talking import rest_of
 
 from orchestra.opencode import read_task, report_from_json
 from orchestra.opencode.client.reaper import find_processes
@@ -91,7 +92,7 @@ def _start(path: Path) -> subprocess.Popen[str]:
 def test_a_mission_file_runs_on_a_server_of_its_own(tmp_path: Path, model: ScriptedModel) -> None:
     """One command starts the server, plans, works, reviews and reports; a stray command is refused."""
     process = _start(_mission(tmp_path, model, "greet three people"))
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 0, stderr
     report = report_from_json(json.loads(stdout))
     assert [task.state.value for task in report.tasks] == ["accepted"] * 3
@@ -114,7 +115,7 @@ def test_ctrl_c_leaves_no_server_behind(tmp_path: Path, model: ScriptedModel) ->
         assert line, "it ended"
     children = find_processes("=", ancestor=process.pid)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 130, stderr
     assert report_from_json(json.loads(stdout)).outcome.value == "interrupted"
     if sys.platform == "linux":
@@ -128,7 +129,7 @@ def test_ctrl_c_leaves_no_server_behind(tmp_path: Path, model: ScriptedModel) ->
 def test_an_unknown_model_is_one_sentence(tmp_path: Path, model: ScriptedModel) -> None:
     """A model that the server does not have ends the mission with its name, without a traceback."""
     process = _start(_mission(tmp_path, model, "greet", name="scripted/m99"))
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode in {1, 2}
     assert "Traceback" not in stderr
     assert "m99" in json.dumps(json.loads(stdout))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def http(fake_server: FakeServer) -> AsyncIterator[HttpClient]:
     """A client of the fake server."""
-    client = HttpClient(fake_server.url, password="secret-word", timeout=2.0)  # noqa: S106
+    client = HttpClient(fake_server.url, password="secret-word", timeout=20.0)  # noqa: S106
     yield client
     await client.aclose()
 

@@ -12,6 +12,7 @@ from orchestra import Agent
 from orchestra.events import (
     FinishReason,
     PermissionAsked,
+    PermissionPending,
     PermissionReply,
     PermissionRequest,
     SessionEvent,
@@ -125,6 +126,10 @@ async def test_an_open_ask_holds_up_nothing_else(real_server: RealServer, tmp_pa
     assert [event.reply.message for event in events if isinstance(event, PermissionAsked)] == [
         "not now"
     ]
+    pending = next(event for event in events if isinstance(event, PermissionPending))
+    asked = next(event for event in events if isinstance(event, PermissionAsked))
+    assert pending.request == asked.request
+    assert events.index(pending) < events.index(asked)
 
 
 async def test_only_the_idle_root_is_told_to_go_on(real_server: RealServer, tmp_path: Path) -> None:

@@ -124,9 +124,12 @@ async def test_a_server_that_ends_at_once_is_told_with_its_last_words(
 async def test_a_server_that_never_listens_is_ended(program: MakeProgram, tmp_path: Path) -> None:
     """After the deadline the process is gone and the error says so."""
     script = program(f"echo $$ > {tmp_path}/pid; echo hello; exec sleep 100")
-    with pytest.raises(TransportError, match="did not listen"):
-        async with running(script, start_timeout=0.5):
-            raise AssertionError("started")
+    for seconds in (0.5, 5.0, 20.0):  # where a shell takes longer to start, it is given more
+        with pytest.raises(TransportError, match="did not listen"):
+            async with running(script, start_timeout=seconds):
+                raise AssertionError("started")
+        if (tmp_path / "pid").exists():
+            break
     (pid,) = await read_pids(tmp_path / "pid", 1)
     assert not is_alive(pid)
 
@@ -185,7 +188,7 @@ async def test_children_of_a_killed_server_are_ended(program: MakeProgram, tmp_p
         (child,) = await read_pids(pids, 1)
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             assert "killed by signal 9" in await server.wait_ended()
         assert is_alive(child)
         await server.reap()
@@ -268,7 +271,7 @@ async def test_a_program_is_asked_for_its_version(program: MakeProgram) -> None:
     assert check_version("1.18.33") == ""
 
 
-@pytest.mark.parametrize("name", ["httpx2", "msgspec"])
+@pytest.mark.parametrize("name", ["httptools", "msgspec"])
 async def test_without_its_extra_the_backend_says_what_to_install(name: str) -> None:
     """The import fails with the command that mends it."""
     code = f"import sys; sys.modules['{name}'] = None; import orchestra.opencode.backend"

@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from talking import rest_of
 
 from orchestra.opencode.people.commands import cancel_mission
 
@@ -112,7 +113,7 @@ def test_approve_from_another_process(work: Path) -> None:
     assert "t1: One" in shown
     done = json.loads(run("approve", "--dir", work, "--json").stdout)
     assert done["is_approved"] is True
-    stdout, stderr = process.communicate(timeout=LIMIT)
+    stdout, stderr = rest_of(process, LIMIT)
     assert process.returncode == 0, stderr
     assert "accepted" in stdout
     lines = [json.loads(line) for line in events.read_text().splitlines()]
@@ -130,7 +131,7 @@ def test_reject_with_a_note(work: Path) -> None:
     process = start(["run", mission_file(work), "--approve-plan"])
     reads(process, "answer with: orchestra approve")
     run("approve", "--dir", work, "--reject", "--note", "not on a Friday")
-    stdout, _ = process.communicate(timeout=LIMIT)
+    stdout, _ = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert "the plan was not approved: not on a Friday" in stdout
 
@@ -143,7 +144,7 @@ def test_a_permission_is_answered_from_another_process(work: Path) -> None:
     asked = json.loads(run("approve", "--dir", work, "--show", "--json").stdout)["questions"]
     (question,) = asked
     run("approve", "--dir", work, "--question", question)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     assert process.returncode == 0
     assert (work / "reply.txt").read_text() == "True "
 
@@ -154,7 +155,7 @@ def test_cancel_from_another_process(work: Path) -> None:
     reads(process, "t1 working")
     told = json.loads(run("cancel", "--dir", work, "--json").stdout)
     assert (told["state"], told["is_quiet"], told["sessions"]) == ("interrupted", True, 1)
-    stdout, _ = process.communicate(timeout=LIMIT)
+    stdout, _ = rest_of(process, LIMIT)
     assert process.returncode == 130
     assert "cancelled by" in stdout
     assert "interrupted: 1 session, all idle" in run("cancel", "--dir", work).stdout
@@ -166,7 +167,7 @@ def test_cancel_when_the_owner_was_killed(work: Path, monkeypatch: pytest.Monkey
     process = start(["run", mission_file(work, "hang")])
     reads(process, "t1 working")
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=LIMIT)
+    rest_of(process, LIMIT)
     monkeypatch.setattr("orchestra.opencode.people.commands._OWNER_PATIENCE", 0.2)
     outcome = anyio.run(cancel_mission, work, "last")
     assert (outcome.state, outcome.is_quiet) == ("interrupted", True)

@@ -22,8 +22,14 @@ from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.notification import find_program, notification_command, notify
 from orchestra.opencode.toasts import Toast, Toasts
+from orchestra.testing import virtual_time_options
 
 SECRET = "ghp_" + "a1B2" * 9
+virtual = pytest.mark.parametrize(
+    "anyio_backend",
+    [(name, virtual_time_options(name)) for name in ("asyncio", "trio")],
+    ids=["asyncio", "trio"],
+)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -161,6 +167,7 @@ async def test_a_notification_is_shown(tmp_path: Path, monkeypatch: pytest.Monke
     assert not await notify("over", "it's done", directory=tmp_path / "w")
 
 
+@virtual
 async def test_toasts_are_rare_and_the_last_one_wins() -> None:
     """A thousand events in a moment are two toasts: the first, and the newest one later."""
     sent: list[Toast] = []
@@ -181,6 +188,7 @@ async def test_toasts_are_rare_and_the_last_one_wins() -> None:
     assert [toast.message for toast in sent] == ["mission: g0", "mission: g999"]
 
 
+@virtual
 async def test_toasts_give_up() -> None:
     """Three failures in a row end the toasts, not the mission."""
     tries: list[Toast] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +11,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 import pytest
+from tool_processes import is_running, until
 
 from orchestra import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
 from orchestra.events import (
@@ -191,23 +191,7 @@ async def test_aborted_command_leaves_no_child(tmp_path: Path) -> None:
                 if isinstance(event, TextReceived):
                     child = int(event.text)
                     break
-        with anyio.fail_after(10):
-            while is_running(child):  # noqa: ASYNC110  (nobody tells when it is gone)
-                await anyio.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:  # no /proc here
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
-    return state != "Z"
+        await until(lambda: not is_running(child))
 
 
 async def test_policy_decides(tmp_path: Path) -> None:

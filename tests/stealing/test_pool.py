@@ -262,7 +262,7 @@ def test_interrupt_while_waiting_drops_and_waits() -> None:
             sleep(0.001)
         gate.go.set()
 
-    helper = threading.Thread(target=interrupt)
+    helper = threading.Thread(target=interrupt, daemon=True)
     with WorkStealingPool(1) as pool:
         with pytest.raises(KeyboardInterrupt), pool.scope() as scope:  # noqa: PT012
             running = scope.future(gate)

@@ -149,7 +149,7 @@ async def test_a_reader_that_never_commits_moves_on(tmp_path: Path) -> None:
         for number in range(300):
             await writer.put("n", number)
         assert await reader.get("n") == 299
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while await writer.compact() < 200:
                 assert await reader.get("n") == 299
 

@@ -624,7 +624,7 @@ async def test_closing_ends_hanging_requests() -> None:
             failures.append(exc)
 
     rules = (Rule(prompt="a", answer=Hang()), Rule(prompt="b", answer=Hang("some")))
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with (
             httpx2.AsyncClient(trust_env=False) as http,
             anyio.create_task_group() as tasks,

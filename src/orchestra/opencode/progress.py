@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Protocol, final
 import anyio
 from attrs import define, field
 
-from orchestra.events import PermissionAsked, RetryScheduled, TextReceived, ToolCalled, ToolStatus
+from orchestra.events import (
+    PermissionAsked,
+    PermissionPending,
+    RetryScheduled,
+    TextReceived,
+    ToolCalled,
+    ToolStatus,
+)
 from orchestra.opencode.mission.events import (
     AgentActed,
     CommandFinished,
@@ -406,6 +413,8 @@ def _describe_act(event: AgentActed) -> str:
         return one_line(f"{told.tool}{failed} {target}", 120)
     if isinstance(told, TextReceived) and event.role in {Role.WORKER, Role.COMMANDER}:
         return one_line(told.text, 120)
+    if isinstance(told, PermissionPending):
+        return one_line(f"waits for leave: {told.request.permission}", 120)
     if isinstance(told, PermissionAsked):
         verdict = "allowed" if told.reply.is_allowed else "refused"
         return one_line(f"{verdict}: {told.request.permission}", 120)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from attrs import evolve, frozen
+from attrs import frozen
 
 from orchestra import SQLiteStore
 from orchestra.errors import ConfigurationError
@@ -22,7 +22,7 @@ from orchestra.opencode.mission.wait_words import explain_time, explain_wait
 from orchestra.opencode.mission.waits import read_book
 from orchestra.opencode.records import RECORDS, find_mission
 
-__all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain_task")
+__all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain", "explain_task")
 
 _HOLDING = {"working", "checking", "reviewing", "merging", "split"}
 
@@ -122,7 +122,9 @@ def where_its_time_went(case: Case) -> Iterator[str]:
     if case.saved.state == RUNNING:
         passed = datetime.now(UTC) - datetime.fromisoformat(case.saved.started_at)
         now = max(now, passed.total_seconds())
-    if not case.saved.is_over and (segment := book.now(case.spec.id)) is not None:
+    # What has no cause of its own yet goes with the mission.
+    name = case.spec.id if case.spec.id in book.tasks else ""
+    if not case.saved.is_over and (segment := book.now(name)) is not None:
         yield explain_wait(segment, now)
     yield from explain_time(book.segments(case.spec.id, now))
 
@@ -151,26 +153,40 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
     name = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
-    record = saved.record
-    parts = [part for part, _ in record.parts] if record is not None else []
-    specs = [*record.specs, *parts] if record is not None else []
-    spec = next((each for each in specs if each.id == task), None)
-    if spec is None or record is None:
-        known = ", ".join(each.id for each in specs[:20]) or "none"
-        raise ConfigurationError(f"mission {name} has no task {task!r}; it has {known}")
     paths = sorted({path for result in saved.results.values() for path in result.after})
-    worker = saved.agents[Role.WORKER]
-    present = Present(prompt=prompt_digest(worker), model=worker.model or "")
     files = await anyio.to_thread.run_sync(digest_files, saved.directory, paths)
+    return explain(saved, task, files)
+
+
+def explain(saved: SavedMission, task: str, files: Mapping[str, str]) -> TaskExplanation:
+    """Say why a task is where it is.
+
+    Args:
+        saved: The mission's records.
+        task: The task's id.
+        files: The digests of what its results have changed, as it is now.
+
+    Raises:
+        ConfigurationError: There is no such task in it.
+    """
+    record = saved.record
+    # A plan that waits for its approval is not among the mission's own tasks yet.
+    found = [] if record is None else [*record.specs, *(part for part, _ in record.parts)]
+    specs = {each.id: each for each in ([] if record is None else [*record.plan, *found])}
+    if record is None or task not in specs:
+        known = ", ".join(list(specs)[:20]) or "none"
+        raise ConfigurationError(f"mission {saved.id} has no task {task!r}; it has {known}")
+    worker = saved.agents[Role.WORKER]
+    present = Present(prompt=prompt_digest(worker), model=worker.model or "", files=files)
     case = Case(
         saved=saved,
-        spec=spec,
+        spec=specs[task],
         plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
-        stale=find_stale(record.specs, saved.results, evolve(present, files=files), task_digest),
+        stale=find_stale(record.specs, saved.results, present, task_digest),
     )
     return TaskExplanation(
-        mission=name,
+        mission=saved.id,
         task=task,
         state=str(case.plain["state"]),
-        reasons=tuple(reason for explain in EXPLAINERS for reason in explain(case)),
+        reasons=tuple(reason for explainer in EXPLAINERS for reason in explainer(case)),
     )

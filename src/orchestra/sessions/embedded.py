@@ -33,6 +33,7 @@ from orchestra.events import (
     Finished,
     FinishReason,
     PermissionAsked,
+    PermissionPending,
     PermissionReply,
     PermissionRequest,
     SessionEvent,
@@ -156,6 +157,7 @@ class Turn:
         )
         reply = self._policy(request)
         if inspect.isawaitable(reply):
+            await self._record.tell(PermissionPending(session_id=self.session_id, request=request))
             reply = await reply
         await self._record.tell(
             PermissionAsked(session_id=self.session_id, request=request, reply=reply)

@@ -31,7 +31,7 @@ from orchestra.opencode.client.verdict import interrupted
 if TYPE_CHECKING:
     from orchestra.opencode.client.workspace import Workspace
 
-__all__ = ("OpenCodeSession",)
+__all__ = ("OpenCodeSession", "Turn")
 
 _LOG = logging.getLogger(__name__)
 

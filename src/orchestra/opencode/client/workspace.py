@@ -17,6 +17,7 @@ from orchestra.errors import ServerError
 from orchestra.events import (
     FinishReason,
     PermissionAsked,
+    PermissionPending,
     PermissionReply,
     PermissionRequest,
     QuestionAsked,
@@ -26,7 +27,7 @@ from orchestra.events import (
 from orchestra.opencode.client import wire
 from orchestra.opencode.client.http import WIRE_ERRORS, HttpClient
 from orchestra.opencode.client.lineage import Lineage
-from orchestra.opencode.client.session import OpenCodeSession
+from orchestra.opencode.client.session import OpenCodeSession, Turn
 from orchestra.opencode.client.stream import EventStream, StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
 from orchestra.opencode.client.verdict import interrupted
@@ -405,16 +406,19 @@ class Workspace:
         if turn is not None and not turn.is_aborting:
             with anyio.CancelScope() as scope:
                 turn.requests[asked.id] = scope
-                reply = await self._decide(request)
+                reply = await self._decide(request, turn)
             del turn.requests[asked.id]
             event = PermissionAsked(session_id=session.id, request=request, reply=reply)
             turn.tell([event])
         await self._send_reply(asked, reply)
 
-    async def _decide(self, request: PermissionRequest) -> PermissionReply:
+    async def _decide(self, request: PermissionRequest, turn: Turn) -> PermissionReply:
         try:
             answer = self._policy(request)
-            return await answer if isawaitable(answer) else answer
+            if not isawaitable(answer):
+                return answer
+            turn.tell([PermissionPending(session_id=turn.session.id, request=request)])
+            return await answer
         except Exception:  # noqa: BLE001 - a policy is the caller's code and may raise anything
             _LOG.exception("the permission policy failed; %s is refused", request.permission)
             message = "The request could not be considered; go on without it."

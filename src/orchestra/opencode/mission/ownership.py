@@ -164,10 +164,13 @@ class Ownership:
             generation = owner.generation + 1
             if owner.mission:
                 await self._store.namespace(owner.mission).transact(_fence_off, generation)
+            before = entry.revision if entry else 0
             try:
-                self._revision = await self._space.put_if(
-                    _CURRENT, self._describe(generation), revision=entry.revision if entry else 0
-                )
+                # Cut short it may be written all the same, and nobody would take it back.
+                with anyio.CancelScope(shield=True):
+                    self._revision = await self._space.put_if(
+                        _CURRENT, self._describe(generation), revision=before
+                    )
             except ConflictError:
                 continue
             self.generation = generation

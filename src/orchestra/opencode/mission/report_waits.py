@@ -46,6 +46,7 @@ _COLOURS = {
     Cause.BACKOFF: "away",
     Cause.AWAY: "nobody",
     Cause.APPROVAL: "person",
+    Cause.PERMISSION: "person",
 }
 _LEGEND = (
     ("work", "work"),

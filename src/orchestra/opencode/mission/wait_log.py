@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any, final
 
 import anyio
+from attrs import field, frozen
 
 from orchestra import Priority
 from orchestra.errors import StoreError
-from orchestra.events import RetryScheduled, SessionEvent
+from orchestra.events import PermissionAsked, PermissionPending, RetryScheduled, SessionEvent
 from orchestra.opencode.mission.orders import (
     Ask,
     AskApproval,
@@ -55,6 +56,14 @@ def turn_cause(role: Role) -> Cause:
     return {Role.WORKER: Cause.WORK, Role.REVIEWER: Cause.REVIEW}.get(role, Cause.PLANNING)
 
 
+@frozen
+class _Asking:
+    """The open permission requests of a turn, and what its time was spent on before."""
+
+    before: Cause
+    requests: dict[str, str] = field(factory=dict)
+
+
 @final
 class WaitLog:
     """The book of waits of a mission under way.
@@ -77,6 +86,7 @@ class WaitLog:
         self._places: dict[str, tuple[str, Priority]] = {}
         self._arrivals = 0
         self._repeated: dict[str, Cause] = {}
+        self._asking: dict[str, _Asking] = {}
         self._has_news = anyio.Event()
         self.book: WaitBook = WaitBook()
         self.book.turn("", Cause.PLANNING, 0.0)
@@ -154,6 +164,7 @@ class WaitLog:
             yield
         finally:
             self._leave_queue(task)
+            self._asking.pop(task, None)
             self._turn(task, Cause.RECORDS)
 
     def turn(
@@ -226,7 +237,7 @@ class WaitLog:
         return self._queues[role][priority].pop(task) if role else 0
 
     def see(self, task_id: str | None, event: SessionEvent) -> None:
-        """Take in what a turn tells: the server's own repetitions of model calls.
+        """Take in what a turn tells: repetitions of model calls by the server, and asking for leave.
 
         Args:
             task_id: The task; None: the mission.
@@ -235,9 +246,25 @@ class WaitLog:
         task = task_id or ""
         if task in self._repeated:
             self._call_again(task)
-        if isinstance(event, RetryScheduled) and (now := self.book.now(task)) is not None:
+        if (now := self.book.now(task)) is None:
+            return
+        if isinstance(event, RetryScheduled):
             self._turn(task, Cause.RETRY, seconds=event.delay)
             self._repeated[task] = now.cause
+        elif isinstance(event, PermissionPending):
+            asking = self._asking.setdefault(task, _Asking(now.cause))
+            asking.requests[event.request.id] = event.request.permission
+            self._ask_somebody(task, asking)
+        elif isinstance(event, PermissionAsked) and task in self._asking:
+            self._asking[task].requests.pop(event.request.id, None)
+            self._ask_somebody(task, self._asking[task])
+
+    def _ask_somebody(self, task: str, asking: _Asking) -> None:
+        if asking.requests:
+            self._turn(task, Cause.PERMISSION, by=dict.fromkeys(asking.requests.values()))
+        else:
+            del self._asking[task]
+            self._turn(task, asking.before)
 
     def _call_again(self, task: str) -> None:
         """The call was made again when the pause was over, not when it was first heard of."""

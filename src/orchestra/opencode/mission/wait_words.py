@@ -25,6 +25,7 @@ _NOW: Mapping[Cause, str] = {
     Cause.BUDGET: "what is left of a budget is held by others",
     Cause.PLACE: "its workplace is made ready",
     Cause.WORK: "a worker is at it",
+    Cause.PERMISSION: "somebody has to permit {by}; see 'orchestra approve --show'",
     Cause.RETRY: "the server repeats a model call that failed",
     Cause.GATE_QUEUE: "it waits until its acceptance commands may run",
     Cause.GATES: "its change is checked",

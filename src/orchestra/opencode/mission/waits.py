@@ -49,6 +49,8 @@ class Cause(Enum):
     """The copy or worktree that it works in is made ready."""
     WORK = "work"
     """A worker's turn."""
+    PERMISSION = "permission"
+    """An agent asks for leave, and somebody has to answer."""
     RETRY = "provider retry"
     """The server repeats a model call that failed, after a pause."""
     GATE_QUEUE = "gates queue"
@@ -272,7 +274,7 @@ class WaitBook:
         marks = self._lines.get(task, _Line()).marks
         over = [mark.since for mark in marks if mark.cause is None]
         if marks and marks[-1].cause is not None:
-            over.append(self._last if now is None else now)
+            over.append(self._until(now))
         return tuple(over)
 
     def segments(self, task: str, now: float | None = None) -> tuple[Segment, ...]:
@@ -282,15 +284,18 @@ class WaitBook:
             task: The task; empty: the mission.
             now: Until when, in seconds after the mission's start, if it is not over.
         """
-        until = self._last if now is None else now
         joined: list[Segment] = []
-        for each in self._segments(task, 0.0, until, is_own=True):
+        for each in self._segments(task, 0.0, self._until(now), is_own=True):
             last = joined[-1] if joined else None
             if last is not None and _is_same(last, each):
                 joined[-1] = evolve(last, until=each.until)
             else:
                 joined.append(each)
         return tuple(joined)
+
+    def _until(self, now: float | None) -> float:
+        # What is known was rounded, perhaps up.
+        return self._last if now is None else max(now, self._last)
 
     def _segments(self, task: str, start: float, end: float, *, is_own: bool) -> Iterable[Segment]:
         """Return the causes of a line between two moments; of its own one, until it is over."""
