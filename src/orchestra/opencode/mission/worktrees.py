@@ -22,6 +22,13 @@ from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.repository import Repository
 from orchestra.opencode.mission.workplaces import Change, Taken, WorkplaceError
 from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
+from orchestra.opencode.mission.worktree_files import (
+    find_base,
+    folders_in,
+    index_of,
+    unlock_indexes,
+    write_base,
+)
 
 __all__ = ("Worktree", "Worktrees", "default_home")
 
@@ -90,7 +97,7 @@ class Worktrees:
         try:
             await anyio.to_thread.run_sync(self._make_folder)
             self._mission_lock.take()
-            await anyio.to_thread.run_sync(_unlock_indexes, self._folder)
+            await anyio.to_thread.run_sync(unlock_indexes, self._folder)
             await self._sweep()
             self._tip = await self._find_tip()
             await self.snapshot()
@@ -170,7 +177,7 @@ class Worktrees:
     ) -> Worktree:
         top = self._folder / slug(task_id)
         try:
-            base = await self._find_base(top)  # after a restart
+            base = await find_base(top)  # after a restart
             if not base:
                 await self._clear(top)
                 base = await self.snapshot()
@@ -181,7 +188,7 @@ class Worktrees:
                 await self.repository.git.run(
                     "worktree", "add", "--force", "--force", "--quiet", "-b", branch, str(top), base
                 )
-                await self._write_base(top, base)
+                await write_base(top, base)
             place = Worktree(self, Seat(task_id, files), top, base, position)
             if parts:
                 names = {_message(part) for part in parts}
@@ -211,26 +218,12 @@ class Worktrees:
             self._split[task_id] = position
         self._tell_moved()
 
-    async def _find_base(self, top: Path) -> str:
-        """Return the base of a worktree that is there, and was finished; empty: there is none."""
-        base = anyio.Path(self._base_of(top))
-        is_there = await anyio.Path(top).is_dir() and await base.is_file()
-        return (await base.read_text()).strip() if is_there else ""
-
     async def _clear(self, top: Path) -> None:
         """Remove what a process that was killed has left of a worktree that nobody worked in yet."""
         if await anyio.Path(top).exists():
             await self.repository.git.ask("worktree", "remove", "--force", "--force", str(top))
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(top, ignore_errors=True))
-        await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
-
-    def _base_of(self, top: Path) -> Path:
-        return top.with_name(f"{top.name}.base")
-
-    async def _write_base(self, top: Path, base: str) -> None:
-        draft = anyio.Path(top.with_name(f"{top.name}.base.new"))
-        await draft.write_text(base)
-        await draft.rename(self._base_of(top))
+        await anyio.Path(index_of(top)).unlink(missing_ok=True)
 
     async def rebase(self, place: Worktree, base: str) -> None:
         """Write down that a worktree's change is to be seen against another commit.
@@ -240,15 +233,7 @@ class Worktrees:
             base: The commit.
         """
         place.base = base
-        await self._write_base(place.top, base)
-
-    def index_of(self, top: Path) -> Path:
-        """Return the index that is used for a worktree.
-
-        Args:
-            top: The worktree.
-        """
-        return top.with_name(f"{top.name}.index")
+        await write_base(place.top, base)
 
     # --- taking over ---
 
@@ -263,7 +248,7 @@ class Worktrees:
             tree: What was taken over.
         """
         top = self._folder / slug(task_id)
-        if base := await self._find_base(top):
+        if base := await find_base(top):
             place = Worktree(self, Seat(task_id, files), top, base, 0)
             with suppress(GitError):  # then its work is saved once more
                 place.merged = await self.repository.commit(tree, "Taken over", base)
@@ -332,7 +317,7 @@ class Worktrees:
     ) -> str:
         """Put a conflict before its worker: the files of the merge, with markers."""
         repository = self.repository
-        if not await repository.write(place.top, self.index_of(place.top), tree, merged):
+        if not await repository.write(place.top, index_of(place.top), tree, merged):
             return "the change conflicts with what was accepted meanwhile: do it again"
         await self.rebase(place, tip)
         text = await repository.diff(tip, merged, _MAX_CONFLICT)
@@ -368,7 +353,7 @@ class Worktrees:
 
     async def _remove(self, mission_id: str, top: Path, known: Sequence[str]) -> None:
         repository = self.repository
-        index = self.index_of(top)
+        index = index_of(top)
         try:
             branch = await repository.salvage(
                 top, index, f"orchestra/salvage/{mission_id}/{top.name}", known
@@ -400,7 +385,7 @@ class Worktrees:
 
     async def _sweep(self) -> None:
         """Put away the worktrees of missions whose process is gone."""
-        for folder in sorted(await anyio.to_thread.run_sync(_folders, self._home)):
+        for folder in sorted(await anyio.to_thread.run_sync(folders_in, self._home)):
             if folder == self._folder:
                 continue
             lock = MissionLock(folder / "lock")
@@ -412,12 +397,12 @@ class Worktrees:
                 lock.release()
 
     async def _put_away(self, folder: Path) -> None:
-        for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
-            base = await self._find_base(top)
+        for top in sorted(await anyio.to_thread.run_sync(folders_in, folder)):
+            base = await find_base(top)
             known = [base] if base else []
-            await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
+            await anyio.Path(index_of(top)).unlink(missing_ok=True)
             await self._remove(folder.name, top, known)
-        if not await anyio.to_thread.run_sync(_folders, folder):
+        if not await anyio.to_thread.run_sync(folders_in, folder):
             await self.repository.git.run("worktree", "prune")
             await self._drop_branches(folder.name)
             await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
@@ -450,16 +435,6 @@ class Worktrees:
 def _message(task_id: str) -> str:
     """Return the message of the commit in which a task's change is taken over."""
     return f"Task {task_id}"
-
-
-def _unlock_indexes(folder: Path) -> None:
-    """Remove the locks of a git that was killed: our indexes are in nobody else's hands."""
-    for path in folder.glob("*index.lock"):
-        path.unlink(missing_ok=True)
-
-
-def _folders(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 @final
@@ -507,9 +482,7 @@ class Worktree(Apart):
             GitError: It cannot be written.
         """
         worktrees = self._worktrees
-        return await worktrees.repository.tree(
-            self.top, worktrees.index_of(self.top), forced=self.seat.files
-        )
+        return await worktrees.repository.tree(self.top, index_of(self.top), forced=self.seat.files)
 
     async def look(self) -> Change:
         """See `Workplace.look`."""
