@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAZY = ["orchestra", "orchestra.opencode", "orchestra.testing"]
 PUBLIC = [*LAZY, "orchestra.abc", "orchestra.errors", "orchestra.events"]
-EXTRAS = {"httpx2", "msgspec", "rich", "h11", "trio", "ast_grep_py"}
+EXTRAS = {"httptools", "msgspec", "rich", "h11", "trio", "ast_grep_py"}
 
 
 def homes(module: ModuleType) -> dict[str, str]:

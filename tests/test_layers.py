@@ -57,7 +57,7 @@ PUBLIC = {"orchestra", "orchestra.abc", "orchestra.errors", "orchestra.events"}
 
 # Each extra and the only places that may import it.
 EXTRAS = {
-    "httpx2": ("orchestra.opencode.client",),
+    "httptools": ("orchestra.opencode.client",),
     "msgspec": ("orchestra.opencode.client", "orchestra.stores.codecs"),
     "rich": ("orchestra.opencode.cli", "orchestra.opencode.progress"),
     "h11": ("orchestra.testing",),

@@ -244,7 +244,7 @@ def test_wrong_usage_is_one_sentence(arguments: list[str | Path], expected: str)
 
 def test_a_server_that_is_not_there_is_one_sentence(work: Path) -> None:
     """An unreachable server is exit code 1 and one sentence."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     arguments = ["run", "x", "--backend", "opencode", "--url", "http://127.0.0.1:9"]
     done = run(*arguments, "--dir", work, code=1)
     assert len(done.stderr.splitlines()) == 1
@@ -281,7 +281,7 @@ def test_the_first_signal_stops_in_good_order(work: Path, number: signal.Signals
 
 def test_a_signal_before_the_mission_started(work: Path) -> None:
     """Ctrl-C while the server does not answer leaves with exit code 130 and one sentence."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         process = start(["run", "x", "--backend", "opencode", "--url", url, "--dir", work])
@@ -409,7 +409,7 @@ def test_max_workers_bounds_the_workers(tmp_path: Path) -> None:
 
 def test_the_password_is_not_shown(work: Path) -> None:
     """The server's password comes from the environment and is in no output."""
-    pytest.importorskip("httpx2")
+    pytest.importorskip("httptools")
     url = "http://127.0.0.1:9"
     arguments = ["run", "x", "--backend", "opencode", "--url", url, "--dir", str(work)]
     done = run(*arguments, "--debug", code=1, OPENCODE_SERVER_PASSWORD="hunter2-secret")  # noqa: S106
@@ -435,7 +435,7 @@ def test_doctor_proves_the_embedded_backend() -> None:
 def test_doctor_without_extras() -> None:
     """Where the extras are missing the doctor says how to get them, and is still content."""
     program = (
-        "import sys; sys.modules['httpx2'] = None; from orchestra.opencode.cli import main;"
+        "import sys; sys.modules['httptools'] = None; from orchestra.opencode.cli import main;"
         "sys.exit(main(['doctor', '--json']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -447,6 +447,6 @@ def test_the_command_line_loads_no_extra() -> None:
     """Starting the command imports neither the HTTP client nor the terminal library."""
     program = (
         "import sys, orchestra.opencode.cli;"
-        "assert not {'httpx2', 'msgspec', 'rich', 'h11'} & set(sys.modules)"
+        "assert not {'httptools', 'msgspec', 'rich', 'h11'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

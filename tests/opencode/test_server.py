@@ -271,7 +271,7 @@ async def test_a_program_is_asked_for_its_version(program: MakeProgram) -> None:
     assert check_version("1.18.33") == ""
 
 
-@pytest.mark.parametrize("name", ["httpx2", "msgspec"])
+@pytest.mark.parametrize("name", ["httptools", "msgspec"])
 async def test_without_its_extra_the_backend_says_what_to_install(name: str) -> None:
     """The import fails with the command that mends it."""
     code = f"import sys; sys.modules['{name}'] = None; import orchestra.opencode.backend"

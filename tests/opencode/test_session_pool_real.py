@@ -33,7 +33,8 @@ async def sessions_in(backend: OpenCodeBackend, directory: Path) -> list[str]:
     http = backend._http
     assert http is not None
     assert await http.statuses(place) == {}
-    listed = await http._get("/session?limit=1000", tuple[wire.SessionInfo, ...], place)
+    data = await http._call("GET", "/session", place, params={"limit": 1000})
+    listed = wire.decode(data, tuple[wire.SessionInfo, ...])
     return [info.id for info in listed if info.directory == place]
 
 

@@ -25,7 +25,7 @@ from orchestra.opencode.mission.run import run_mission
 __all__ = ("Examination", "Finding", "examine")
 
 _EXTRAS = (
-    ("httpx2", "opencode"),
+    ("httptools", "opencode"),
     ("msgspec", "opencode"),
     ("rich", "cli"),
     ("h11", "testing"),

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -47,6 +47,7 @@ from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tel
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.reaper import find_processes, kill
 from orchestra.opencode.records import RECORDS
 from orchestra.opencode.staff import Staff, find_staff
 
@@ -266,12 +267,9 @@ class _Interruption:
 
     def _leave(self, number: signal.Signals) -> None:
         """Leave no process of ours behind."""
-        with suppress(ImportError):
-            from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
-
-            # No environment has an entry that starts like this: ancestry alone counts.
-            for process in find_processes("=", ancestor=os.getpid()):
-                kill(process)
+        # No environment has an entry that starts like this: ancestry alone counts.
+        for process in find_processes("=", ancestor=os.getpid()):
+            kill(process)
         self._tell(f"orchestra: exiting at once because of {number.name}")
 
 

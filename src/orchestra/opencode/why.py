@@ -13,11 +13,12 @@ from attrs import frozen
 from orchestra import SQLiteStore
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.content import digest_files, prompt_digest, task_digest
+from orchestra.opencode.mission.ownership import find_owner
 from orchestra.opencode.mission.plan import Role, TaskSpec
 from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
-from orchestra.opencode.mission.saved import RUNNING, SavedMission, load_mission
+from orchestra.opencode.mission.saved import SavedMission, load_mission
 from orchestra.opencode.mission.wait_words import explain_time, explain_wait
 from orchestra.opencode.mission.waits import read_book
 from orchestra.opencode.records import RECORDS, find_mission
@@ -57,12 +58,14 @@ class Case:
         spec: The task.
         plain: What is recorded of it.
         stale: The tasks that would run again now, with the reason.
+        is_carried: Whether a process carries the mission on, as far as can be seen.
     """
 
     saved: SavedMission
     spec: TaskSpec
     plain: Mapping[str, Any]
     stale: Mapping[str, str]
+    is_carried: bool = True
 
     def state_of(self, name: str) -> str:
         """Return how far a task is."""
@@ -117,15 +120,16 @@ def whether_it_runs_again(case: Case) -> Iterator[str]:
 
 def where_its_time_went(case: Case) -> Iterator[str]:
     """Say what it waits for at this moment, and what its time was spent on."""
-    book = read_book(case.saved.waits)
-    now = book.last
-    if case.saved.state == RUNNING:
+    book, now = read_book(case.saved.waits), None
+    if not case.saved.is_over:
         passed = datetime.now(UTC) - datetime.fromisoformat(case.saved.started_at)
-        now = max(now, passed.total_seconds())
-    # What has no cause of its own yet goes with the mission.
-    name = case.spec.id if case.spec.id in book.tasks else ""
-    if not case.saved.is_over and (segment := book.now(name)) is not None:
-        yield explain_wait(segment, now)
+        now = max(book.last, passed.total_seconds())
+        if not case.is_carried:
+            book.leave()
+        # What has no cause of its own yet goes with the mission.
+        name = case.spec.id if case.spec.id in book.tasks else ""
+        if (segment := book.now(name)) is not None:
+            yield explain_wait(segment, now)
     yield from explain_time(book.segments(case.spec.id, now))
 
 
@@ -153,18 +157,23 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
     name = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
+        owner = await find_owner(store, saved.directory)
     paths = sorted({path for result in saved.results.values() for path in result.after})
     files = await anyio.to_thread.run_sync(digest_files, saved.directory, paths)
-    return explain(saved, task, files)
+    is_carried = owner is not None and owner.mission == name
+    return explain(saved, task, files, is_carried=is_carried)
 
 
-def explain(saved: SavedMission, task: str, files: Mapping[str, str]) -> TaskExplanation:
+def explain(
+    saved: SavedMission, task: str, files: Mapping[str, str], *, is_carried: bool = True
+) -> TaskExplanation:
     """Say why a task is where it is.
 
     Args:
         saved: The mission's records.
         task: The task's id.
         files: The digests of what its results have changed, as it is now.
+        is_carried: Whether a process carries the mission on.
 
     Raises:
         ConfigurationError: There is no such task in it.
@@ -183,6 +192,7 @@ def explain(saved: SavedMission, task: str, files: Mapping[str, str]) -> TaskExp
         spec=specs[task],
         plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
         stale=find_stale(record.specs, saved.results, present, task_digest),
+        is_carried=is_carried,
     )
     return TaskExplanation(
         mission=saved.id,

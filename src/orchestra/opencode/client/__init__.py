@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 try:
-    import httpx2  # noqa: F401 - only to say early, and once, what is missing
+    import httptools  # noqa: F401 - only to say early, and once, what is missing
     import msgspec  # noqa: F401
 except ImportError as _missing:
     raise ImportError(
-        "the OpenCode backend needs httpx2 and msgspec: pip install 'orchestra[opencode]'"
+        "the OpenCode backend needs httptools and msgspec: pip install 'orchestra[opencode]'"
     ) from _missing

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar, final
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 import anyio
-import httpx2
 import msgspec
 
 from orchestra.errors import (
@@ -20,6 +21,8 @@ from orchestra.errors import (
     TransportError,
 )
 from orchestra.opencode.client import wire
+from orchestra.opencode.client.connections import Connections, Reply
+from orchestra.opencode.client.sse import EventReader, EventTooLargeError
 
 __all__ = ("WIRE_ERRORS", "HttpClient")
 
@@ -67,17 +70,12 @@ class HttpClient:
             username = unquote(parts.username or username)
             password = unquote(parts.password)
         self._timeout = timeout
-        self._client = httpx2.AsyncClient(
-            base_url=self.url,
-            auth=None if password is None else httpx2.BasicAuth(username, password),
-            timeout=httpx2.Timeout(timeout, connect=5.0),
-            # One stream per directory stays open beside the calls, so there is no upper limit.
-            # The server drops idle connections after a while; we drop them first.
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0
-            ),
-            trust_env=False,
-            follow_redirects=False,
+        self._connections = Connections(
+            parts._replace(netloc=netloc),
+            url=self.url,
+            username=username,
+            password=password,
+            timeout=timeout,
         )
 
     def __repr__(self) -> str:
@@ -85,7 +83,7 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._connections.aclose()
 
     # --- the server and its directories ---
 
@@ -131,18 +129,13 @@ class HttpClient:
             directory: The directory.
             silence: Seconds without a byte after which the stream counts as broken.
         """
-        timeout = httpx2.Timeout(5.0, read=silence)
-        with _mapped(self.url):
-            async with self._client.stream(
-                "GET", "/event", headers=_headers(directory), timeout=timeout
-            ) as response:
-                kind = response.headers.get("content-type", "").partition(";")[0]
-                if response.status_code != httpx2.codes.OK or kind != "text/event-stream":
-                    body = await self._read(response)
-                    self._check("GET", "/event", response, body)
-                    raise self._foreign("GET", "/event", response)
-                source = httpx2.EventSource(response, max_event_size=_MAX_EVENT)
-                yield (event.data.encode("utf-8", "replace") async for event in source)
+        async with self._connections.call(
+            "GET", "/event", headers=_headers(directory), limit=_MAX_BODY, silence=silence
+        ) as reply:
+            if reply.status != HTTPStatus.OK or reply.kind != "text/event-stream":
+                self._check("GET", "/event", reply, await reply.read())
+                raise self._foreign("GET", "/event", reply)
+            yield _Events(reply, self.url)
 
     # --- sessions ---
 
@@ -268,20 +261,20 @@ class HttpClient:
         params: Mapping[str, int | str] | None = None,
         attempts: int = _ATTEMPTS,
     ) -> bytes:
-        headers = _headers(directory)
-        content = None
-        if body is not None:
-            headers["content-type"] = "application/json"
-            content = msgspec.json.encode(body)
+        content = None if body is None else msgspec.json.encode(body)
         delay = _FIRST_DELAY
         for attempt in range(1, attempts + 1):
             try:
-                with _mapped(self.url):
-                    async with self._client.stream(
-                        method, path, headers=headers, content=content, params=params
-                    ) as response:
-                        answer = await self._read(response)
-                self._check(method, path, response, answer)
+                async with self._connections.call(
+                    method,
+                    path,
+                    headers=_headers(directory),
+                    params=params,
+                    body=content,
+                    limit=_MAX_BODY,
+                ) as reply:
+                    answer = await reply.read()
+                self._check(method, path, reply, answer)
             except TransportError:
                 if attempt == attempts:
                     raise
@@ -291,36 +284,26 @@ class HttpClient:
                 return answer
         raise AssertionError("unreachable")
 
-    async def _read(self, response: httpx2.Response) -> bytes:
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _MAX_BODY:
-                raise RemoteProtocolError(
-                    f"{self.url} sent an answer of more than {_MAX_BODY} bytes; it was dropped"
-                )
-        return bytes(body)
-
-    def _check(self, method: str, path: str, response: httpx2.Response, body: bytes) -> None:
+    def _check(self, method: str, path: str, reply: Reply, body: bytes) -> None:
         """Raise what an answer means unless it is JSON (or nothing) with a good status."""
-        status = response.status_code
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if status == httpx2.codes.UNAUTHORIZED:
+        status, kind = reply.status, reply.kind
+        is_good = 200 <= status < 300
+        if status == HTTPStatus.UNAUTHORIZED:
             raise ServerError(
                 f"the server at {self.url} refused the user name or password; "
                 "give the password it was started with",
                 status,
             )
-        if httpx2.codes.is_success(status) and (kind == "application/json" or not body):
+        if is_good and (kind == "application/json" or not body):
             return
-        if kind != "application/json" or httpx2.codes.is_success(status):
-            raise self._foreign(method, path, response)
+        if kind != "application/json" or is_good:
+            raise self._foreign(method, path, reply)
         raise _server_error(f"{method} {path}", status, body)
 
-    def _foreign(self, method: str, path: str, response: httpx2.Response) -> RemoteProtocolError:
-        kind = response.headers.get("content-type", "no content type")
+    def _foreign(self, method: str, path: str, reply: Reply) -> RemoteProtocolError:
+        kind = reply.kind or "no content type"
         return RemoteProtocolError(
-            f"{method} {path} at {self.url} was answered with status {response.status_code} and "
+            f"{method} {path} at {self.url} was answered with status {reply.status} and "
             f"{kind} instead of JSON; check that this is an OpenCode 1.x server"
         )
 
@@ -348,29 +331,28 @@ def _parse(url: str) -> SplitResult:
     )
 
 
-class _mapped:  # noqa: N801 - reads as a function: `with _mapped(url):`
-    """Turn the HTTP library's errors into ours."""
+@final
+class _Events:
+    """Reads an event stream."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, reply: Reply, url: str) -> None:
+        self._reply = reply
         self._url = url
+        self._reader = EventReader(_MAX_EVENT)
+        self._events: deque[bytes] = deque()
 
-    def __enter__(self) -> None:
-        pass
+    def __aiter__(self) -> _Events:
+        return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, _traceback: object
-    ) -> None:
-        if isinstance(exc, httpx2.ConnectError | httpx2.ConnectTimeout):
-            raise TransportError(
-                f"cannot connect to {self._url}; is the OpenCode server running there?"
-            ) from exc
-        if isinstance(exc, httpx2.TimeoutException):
-            raise TransportError(f"{self._url} did not answer in time") from exc
-        if isinstance(exc, httpx2.TransportError | httpx2.StreamError):
-            what = str(exc) or type(exc).__name__
-            raise TransportError(f"the connection to {self._url} broke ({what})") from exc
-        if isinstance(exc, httpx2.HTTPError | httpx2.InvalidURL | UnicodeError):
-            raise RemoteProtocolError(f"{self._url} sent an unreadable answer ({exc})") from exc
+    async def __anext__(self) -> bytes:
+        while not self._events:
+            if not (chunk := await self._reply.read_some()):
+                raise StopAsyncIteration
+            try:
+                self._events.extend(self._reader.feed(chunk))
+            except EventTooLargeError as exc:
+                raise RemoteProtocolError(f"{self._url} sent {exc}; it was dropped") from exc
+        return self._events.popleft()
 
 
 class _Problem(msgspec.Struct):
@@ -392,7 +374,7 @@ def _server_error(call: str, status: int, body: bytes) -> SessionError | Configu
     if problem.name.startswith("Config"):
         return ConfigurationError(*_config_problems(problem.name, data))
     message = problem.message or data.get("message") or problem.name or problem.tag or "no reason"
-    if status == httpx2.codes.NOT_FOUND and "/session/" in call:
+    if status == HTTPStatus.NOT_FOUND and "/session/" in call:
         return SessionLostError(f"{call}: the server does not know the session ({message})")
     ref = data.get("ref")
     hint = f"; look for {ref} in the server's log" if ref else ""

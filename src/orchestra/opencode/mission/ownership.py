@@ -30,7 +30,7 @@ from orchestra import MVCCStore, Transaction
 from orchestra.errors import ConflictError, LeaseLostError, StoreError, WorkspaceOwnedError
 from orchestra.opencode.mission.keys import OWNER
 
-__all__ = ("Owner", "Ownership", "find_owner")
+__all__ = ("Owner", "Ownership", "find_owner", "last_owner")
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,9 +92,14 @@ class Owner:
     since: str = ""
 
     @property
+    def is_here(self) -> bool:
+        """Whether it ran on this machine, so that its process can be looked for."""
+        return bool(self.machine) and self.machine == _machine()
+
+    @property
     def is_gone(self) -> bool:
         """Whether its process has provably ended."""
-        if not self.machine or self.machine != _machine():
+        if not self.is_here:
             return False
         try:
             return _birth(self.pid) != self.birth
@@ -116,9 +121,19 @@ async def find_owner(store: MVCCStore, directory: Path) -> Owner | None:
         store: Where missions are recorded.
         directory: The workspace, resolved.
     """
+    owner = await last_owner(store, directory)
+    return None if not owner.mission or owner.is_gone else owner
+
+
+async def last_owner(store: MVCCStore, directory: Path) -> Owner:
+    """Return who ran a mission in a workspace last, whether alive or not.
+
+    Args:
+        store: Where missions are recorded.
+        directory: The workspace, resolved.
+    """
     plain = await _namespace(store, directory).get(_CURRENT)
-    owner = None if plain is None else Owner(**plain)
-    return None if owner is None or not owner.mission or owner.is_gone else owner
+    return Owner() if plain is None else Owner(**plain)
 
 
 @final

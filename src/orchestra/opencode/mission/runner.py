@@ -334,7 +334,7 @@ class Mission(AsyncContextManagerMixin):
             if not self._backend.is_open:
                 await stack.enter_async_context(self._backend)
             self._started = anyio.current_time()
-            now = datetime.now(UTC).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._started_at = now if self._saved is None else self._saved.started_at
             store = self._store
             if store is None:

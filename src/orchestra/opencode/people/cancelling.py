@@ -60,7 +60,7 @@ class Quiescence:
     def __str__(self) -> str:
         count = "1 session" if self.sessions == 1 else f"{self.sessions} sessions"
         if self.is_quiet:
-            return f"{count}, all idle"
+            return f"{count}, all idle" if self.sessions else "nothing of it runs"
         return f"{count}, not known to be idle: {', '.join(self.busy)}"
 
 
