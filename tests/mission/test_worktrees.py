@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from orchestra import MemoryStore
 from orchestra.opencode.mission.isolation import Isolation
+from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
+from orchestra.opencode.mission.worktrees import Worktrees
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 
@@ -86,6 +88,34 @@ async def accept(place: Workplace) -> str:
 
 def branches(root: Path) -> list[str]:
     return git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
+
+
+async def test_cancelled_before_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is cancelled while worktrees are got ready leaves no lock, no folder and no file."""
+    make_repository(tmp_path / "r")
+
+    async def cancel(_: Worktrees) -> str:
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        raise AssertionError("not cancelled")
+
+    released: list[bool] = []
+    release = MissionLock.release
+
+    def note(lock: MissionLock) -> None:
+        released.append(lock.is_held)
+        release(lock)
+
+    monkeypatch.setattr(MissionLock, "release", note)
+    with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+        patch.setattr(Worktrees, "_find_tip", cancel)
+        async with worktrees_at(tmp_path / "r"):
+            pass
+    assert scope.cancelled_caught
+    assert True in released
+    assert not [path for path in (tmp_path / "worktrees").rglob("*") if path.is_file()]
 
 
 async def test_the_users_work_survives(tmp_path: Path) -> None:

@@ -101,7 +101,11 @@ class Worktrees:
             await self._sweep()
             self._tip = await self._find_tip()
             await self.snapshot()
-        except (GitError, OSError) as exc:
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            if not isinstance(exc, GitError | OSError):
+                raise
             raise WorkplaceError(f"worktrees cannot be made: {exc}") from exc
 
     def _make_folder(self) -> None:
