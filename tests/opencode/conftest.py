@@ -62,6 +62,13 @@ RULES = (
         ],
     ),
     Rule(
+        agent="waiter",
+        answer=[
+            ToolCall("task", {"description": "work", "prompt": "do it", "subagent_type": "slow"}),
+            "It came back.",
+        ],
+    ),
+    Rule(
         agent="pair",
         answer=[
             Reply(
@@ -119,7 +126,7 @@ AGENTS = (
     ),
     *(
         Agent(name, prompt=f"You are the {name}.")
-        for name in ("planner-of-one", "refuser", "delegator")
+        for name in ("planner-of-one", "refuser", "delegator", "waiter")
     ),
     Agent(
         "pair",
@@ -145,7 +152,7 @@ class RealServer:
     password: str
     model: ScriptedModel
     config: Mapping[str, Any]
-    scripts: dict[str, Callable[[ModelRequest], str | ToolCall]]
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang]]
 
     def backend(self, **options: Any) -> OpenCodeBackend:
         """A backend that is attached to the server."""
@@ -155,9 +162,9 @@ class RealServer:
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[RealServer]:
     """One server for all tests of both event loops, since starting one takes seconds."""
-    scripts: dict[str, Callable[[ModelRequest], str | ToolCall]] = {}
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang]] = {}
 
-    def answer_as_scripted(request: ModelRequest) -> str | ToolCall | Reply:
+    def answer_as_scripted(request: ModelRequest) -> str | ToolCall | Reply | Hang:
         return scripts.get(request.agent, answer_by_prompt)(request)
 
     rules = [Rule(agent=role.value, answer=answer_as_scripted) for role in ROLE_AGENTS]

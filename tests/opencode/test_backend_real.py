@@ -30,7 +30,7 @@ from orchestra.events import (
     ToolStatus,
 )
 from orchestra.opencode.backend import OpenCodeBackend
-from orchestra.opencode.client.reaper import find_processes
+from orchestra.opencode.reaper import find_processes
 from orchestra.testing import Rule, ScriptedModel, ToolCall
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 from talking import rest_of
 
 from orchestra.opencode import read_task, report_from_json
-from orchestra.opencode.client.reaper import find_processes
+from orchestra.opencode.reaper import find_processes
 from orchestra.testing import Hang, ModelRequest, Rule, ScriptedModel, Step, ToolCall
 
 pytestmark = pytest.mark.real_server

@@ -26,8 +26,8 @@ from orchestra.opencode import (
     read_task,
     run_mission,
 )
-from orchestra.opencode.client.reaper import find_processes
 from orchestra.opencode.mission.events import AgentActed
+from orchestra.opencode.reaper import find_processes
 from orchestra.testing import (
     CutStream,
     Failure,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ import anyio
 import pytest
 from talking import rest_of
 
-from orchestra.opencode.people.commands import cancel_mission
+from orchestra import EmbeddedBackend, SQLiteStore
+from orchestra.opencode.mission import ownership
+from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
+from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.people.cancelling import Quiescence, write_quiet
+from orchestra.opencode.people.ending import cancel_mission
+from orchestra.opencode.reaper import can_find
 
 SCRIPT = Path(sys.executable).with_name("orchestra")
 LIMIT = 60.0
+PLAN = Plan((TaskSpec(id="a", title="Do a"),))
+ACCEPT = '{"verdict": "accept"}'
 
 AGENTS = """
 import json
@@ -35,6 +44,7 @@ def work(turn):
 
 async def hang(turn):
     await turn.text("hanging")
+    Path(turn.directory, "hangs").touch()
     await anyio.sleep_forever()
 
 async def ask(turn):
@@ -162,16 +172,73 @@ def test_cancel_from_another_process(work: Path) -> None:
     assert "interrupted" in run("history", "--dir", work).stdout
 
 
-def test_cancel_when_the_owner_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mission whose process is gone is closed by whoever cancels it."""
+def test_an_owner_that_does_not_answer_is_not_taken_for_gone(work: Path) -> None:
+    """As long as its process is there it is waited for, and named; then it ends by itself."""
     process = start(["run", mission_file(work, "hang")])
+    wait_until((work / "hangs").exists)  # nothing is written then that a stop could hold up
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        outcome = anyio.run(cancel_mission, work, "last", None, 0.2)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert (outcome.state, outcome.quiescence) == ("running", None)
+    assert outcome.note.startswith(f"process {process.pid} on ")
+    assert anyio.run(cancel_mission, work, "last").is_quiet
+    rest_of(process, LIMIT)
+    assert process.returncode == 130
+
+
+def test_cancel_when_the_owner_was_killed(work: Path) -> None:
+    """Whoever cancels then ends what it has left on this machine, or says that it cannot look."""
+    path = mission_file(work)
+    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    command = f"command = {json.dumps([sys.executable, '-c', program])}"
+    path.write_text(path.read_text().replace('call = "agents.py:work"', command))
+    process = start(["run", path])
     reads(process, "t1 working")
+    wait_until(lambda: (work / "pid").exists() and (work / "pid").read_text())
+    child = int((work / "pid").read_text())
     os.kill(process.pid, signal.SIGKILL)
     rest_of(process, LIMIT)
-    monkeypatch.setattr("orchestra.opencode.people.commands._OWNER_PATIENCE", 0.2)
+    os.kill(child, 0)
+
+    anyio.run(change_owner, work.resolve(), "another machine")
+    outcome = anyio.run(cancel_mission, work, "last", None, 0.2)
+    assert (outcome.state, outcome.quiescence) == ("running", None)
+    assert "ask again there" in outcome.note
+    os.kill(child, 0)
+
+    anyio.run(change_owner, work.resolve(), "")
     outcome = anyio.run(cancel_mission, work, "last")
-    assert (outcome.state, outcome.is_quiet) == ("interrupted", True)
+    assert (outcome.state, outcome.is_quiet) == ("interrupted", can_find())
+    with pytest.raises(ProcessLookupError) if can_find() else nullcontext():
+        wait_until(lambda: os.kill(child, 0))
     assert "interrupted" in run("history", "--dir", work).stdout
+
+
+async def change_owner(work: Path, machine: str) -> None:
+    """Have the records say on which machine the mission ran; empty: on this one, and it is gone."""
+    async with SQLiteStore(work / ".orchestra" / "missions.db") as store:
+        space = ownership._namespace(store, work)
+        owner = {**await space.get("current"), "machine": machine or ownership._machine()}
+        await space.put("current", owner)
+
+
+async def test_what_was_not_found_idle_is_looked_at_again(work: Path) -> None:
+    """A mission that has ended, with sessions that were not known to be idle, is asked about anew."""
+    path = work / ".orchestra" / "missions.db"
+    path.parent.mkdir()
+    settings = MissionSettings(todo_file=None, has_evidence=False)
+    backend = EmbeddedBackend({"worker": lambda _: "done", "reviewer": lambda _: ACCEPT})
+    async with SQLiteStore(path) as store:
+        async with Mission(
+            "g", backend=backend, directory=work, plan=PLAN, settings=settings, store=store
+        ) as mission:
+            await mission.wait_finished()
+        busy = Quiescence(sessions=1, busy=("s1",), why="the server did not answer")
+        await write_quiet(store.namespace(mission.id), busy)
+        outcome = await cancel_mission(work, "last", wait=0.1)
+        assert (outcome.state, outcome.is_quiet) == ("accepted", True)
 
 
 def test_clean(work: Path) -> None:

@@ -30,7 +30,7 @@ from orchestra.opencode.mission.isolation import ISOLATIONS
 from orchestra.opencode.mission.report import MissionOutcome, MissionReport
 from orchestra.opencode.mission.report_files import ReportFiles, write_report
 from orchestra.opencode.mission.report_json import SCHEMA, report_to_json
-from orchestra.opencode.notes import JobOptions
+from orchestra.opencode.notes import JobOptions, marked_children
 from orchestra.opencode.people.approval import how_to_answer
 from orchestra.opencode.people.commands import add_people_commands
 from orchestra.opencode.people.questions import Person, PersonQuestion
@@ -396,7 +396,8 @@ def _run_on_loop(job: Job, console: _Console, loop: str) -> MissionReport:
     try:
         progress = console.make_progress()
         person = console.make_person(progress, job.directory)
-        return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
+        with marked_children(job.notes):
+            return anyio.run(run_job, job, progress, console.problem, person, backend=loop)
     except ModuleNotFoundError as error:
         if error.name != "trio":
             raise

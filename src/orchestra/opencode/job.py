@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -25,7 +25,7 @@ from orchestra import (
     SQLiteStore,
     background_tasks,
 )
-from orchestra.errors import ConfigurationError, StoreError
+from orchestra.errors import ConfigurationError, StoreError, WorkspaceOwnedError
 from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.allowances import Allowance
@@ -47,6 +47,7 @@ from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tel
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.reaper import find_processes, kill
 from orchestra.opencode.records import RECORDS
 from orchestra.opencode.staff import Staff, find_staff
 
@@ -266,12 +267,9 @@ class _Interruption:
 
     def _leave(self, number: signal.Signals) -> None:
         """Leave no process of ours behind."""
-        with suppress(ImportError):
-            from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
-
-            # No environment has an entry that starts like this: ancestry alone counts.
-            for process in find_processes("=", ancestor=os.getpid()):
-                kill(process)
+        # No environment has an entry that starts like this: ancestry alone counts.
+        for process in find_processes("=", ancestor=os.getpid()):
+            kill(process)
         self._tell(f"orchestra: exiting at once because of {number.name}")
 
 
@@ -364,7 +362,10 @@ async def _run_mission(
         interruption.mission = mission
         async with background_tasks() as showing:
             showing.start_soon(progress.run)
-            return await mission.wait_finished()
+            report = await mission.wait_finished()
+            if mission.is_lost:  # the report is the new owner's to write
+                raise WorkspaceOwnedError(report.reason)
+            return report
 
 
 @asynccontextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -17,7 +18,14 @@ from orchestra.opencode.mission.file import BackendKind
 from orchestra.opencode.mission.isolation import IsolationKind
 from orchestra.opencode.mission.saved import SavedMission
 
-__all__ = ("JobOptions", "environment", "leftover_marker", "recall", "take_notes")
+__all__ = (
+    "JobOptions",
+    "environment",
+    "leftover_marker",
+    "marked_children",
+    "recall",
+    "take_notes",
+)
 
 _RUN = "ORCHESTRA_RUN_ID"
 _KEPT = (
@@ -105,6 +113,25 @@ def environment(notes: Mapping[str, Any]) -> dict[str, str]:
         notes: From `take_notes`.
     """
     return {_RUN: str(notes["run"])}
+
+
+@contextmanager
+def marked_children(notes: Mapping[str, Any]) -> Iterator[None]:
+    """Mark whatever this process starts during a block: servers, commands of agents, checks.
+
+    Args:
+        notes: From `take_notes`.
+    """
+    before = {name: os.environ.get(name) for name in environment(notes)}
+    os.environ.update(environment(notes))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def recall(saved: SavedMission, *, url: str | None, password: str | None) -> JobOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import anyio.to_thread
@@ -13,11 +14,13 @@ from orchestra.opencode.mission.ownership import find_owner
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.saved import SavedMission, load_mission, unfinished_missions
 from orchestra.opencode.notes import leftover_marker, recall
+from orchestra.opencode.reaper import can_find, find_processes, kill
 from orchestra.opencode.records import RECORDS, find_mission
 
 __all__ = ("end_leftovers", "find_saved", "prepare_resume")
 
-_SWEEPS = 20
+_REAP_LIMIT = 5.0
+_REAP_PAUSE = 0.02
 
 
 async def find_saved(directory: Path, reference: str | None) -> SavedMission:
@@ -77,25 +80,31 @@ async def prepare_resume(
     job = prepare(recall(saved, url=url, password=password), saved)
     async with SQLiteStore(saved.directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         owner = await find_owner(store, saved.directory)
-    if owner is None and saved.launch.get("run"):
+    if owner is None:
         await end_leftovers(saved)
     return job
 
 
-async def end_leftovers(saved: SavedMission) -> None:
-    """End what the server of a killed process has left running. A checkpoint.
+async def end_leftovers(saved: SavedMission) -> tuple[int, ...] | None:
+    """End what a killed process has left running: its server, its commands. A checkpoint.
 
     Args:
         saved: The mission; nobody must own it any more.
+
+    Returns:
+        The numbers of the processes that did not end; None: this system does not tell of any.
     """
-    await anyio.to_thread.run_sync(_reap, leftover_marker(saved.launch))
+    if not can_find() or not saved.launch.get("run"):
+        return None
+    return await anyio.to_thread.run_sync(_reap, leftover_marker(saved.launch))
 
 
-def _reap(marker: str) -> None:
-    try:
-        from orchestra.opencode.client.reaper import find_processes, kill  # noqa: PLC0415
-    except ImportError:  # then no server was started either
-        return
-    for _ in range(_SWEEPS):
-        if not [process for process in find_processes(marker) if kill(process)]:
-            return
+def _reap(marker: str) -> tuple[int, ...]:
+    deadline = time.monotonic() + _REAP_LIMIT
+    while left := find_processes(marker):
+        for process in left:
+            kill(process)
+        if time.monotonic() > deadline:
+            return tuple(sorted(process.pid for process in left))
+        time.sleep(_REAP_PAUSE)
+    return ()

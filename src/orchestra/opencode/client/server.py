@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import Process
 
 from orchestra.errors import ConfigurationError, TransportError
-from orchestra.opencode.client.reaper import ProcessId, find_processes, kill
+from orchestra.opencode.reaper import ProcessId, find_processes, kill
 
 __all__ = ("ManagedServer",)
 

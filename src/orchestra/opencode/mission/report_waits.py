@@ -107,7 +107,11 @@ def draw_waits(report: MissionReport) -> str:
     """
     titles = {task.id: task.title for task in report.tasks}
     row = row_size(len(report.tasks) + 1)
-    scale = Scale(row.left, end_of(report))
+    # Times of turns begin with the process, those of causes with the mission's first start.
+    last = [
+        each[-1].until for each in (report.segments, *(t.segments for t in report.tasks)) if each
+    ]
+    scale = Scale(row.left, max([end_of(report), *last]))
     height = AXIS + row.height * (len(report.tasks) + 1) + MARGIN
     body = list(draw_axis(scale, AXIS, height - MARGIN))
     chosen: dict[str, list[Segment]] = {}

@@ -344,26 +344,29 @@ class WaitBook:
             line.marks.append(_Mark(since, cause, by, more[1] if len(more) > 1 else None))
             self._last = max(self._last, since)
 
+    def leave(self) -> None:
+        """Nobody carries the mission on since what was last written."""
+        away = self._last
+        for name in [name for name in self._lines if self.is_open(name)]:
+            self.turn(name, Cause.AWAY, away)
+
     def resume(self, at: float) -> None:
         """The mission goes on after nobody has carried it on since what was last written.
 
         Args:
             at: Seconds after the mission's first start.
         """
-        away = self._last
-        for name, line in self._lines.items():
-            if not line.marks or line.marks[-1].cause is None:
-                continue
-            before = next(mark for mark in reversed(line.marks) if mark.cause is not Cause.AWAY)
-            self.turn(name, Cause.AWAY, away)
+        before = {
+            name: next(mark for mark in reversed(line.marks) if mark.cause is not Cause.AWAY)
+            for name, line in self._lines.items()
+            if self.is_open(name)
+        }
+        self.leave()
+        for name, mark in before.items():
             # What others have to end is still waited for; what was under way begins again.
-            is_waiting = before.cause in _OF_OTHERS
-            self.turn(
-                name,
-                before.cause if is_waiting else Cause.RECORDS,
-                at,
-                by=before.by if is_waiting else (),
-            )
+            is_waiting = mark.cause in _OF_OTHERS
+            cause = mark.cause if is_waiting else Cause.RECORDS
+            self.turn(name, cause, at, by=mark.by if is_waiting else ())
 
     def __repr__(self) -> str:
         return f"<WaitBook {len(self._lines) - 1} tasks, until {self._last:.1f} s>"

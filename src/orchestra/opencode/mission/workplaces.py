@@ -72,9 +72,17 @@ class Workplace(ABC):
 
     @abstractmethod
     def at_work(self) -> AbstractAsyncContextManager[None]:
-        """Say that the task's worker, or one of its commands, is at work during this block.
+        """Say that the task's worker is at work during this block.
 
         What it leaves at the end is the task's; what others change in it afterwards is not.
+        """
+
+    @abstractmethod
+    def checking(self) -> AbstractAsyncContextManager[None]:
+        """Say that commands of ours check the task during this block, after a `look`.
+
+        What they do to the task's own files (a formatter does) is its change too; what else they
+        leave is not.
         """
 
     @abstractmethod
@@ -172,6 +180,18 @@ class Workplaces(ABC):
         """
 
     @abstractmethod
+    async def is_taken(self, task_id: str, files: Sequence[str], tree: str) -> bool:
+        """Whether an earlier process has taken a change over, and was ended before it could say so.
+
+        Then the task has left its workplace. A checkpoint.
+
+        Args:
+            task_id: The task, which nobody has been given a workplace for.
+            files: What it may write.
+            tree: `Change.tree` of what was to be taken over.
+        """
+
+    @abstractmethod
     def find(self, task_id: str) -> Workplace | None:
         """Return the workplace that a task has, and has not left.
 
@@ -208,6 +228,10 @@ class Workplaces(ABC):
         Args:
             path: The file, relative to the workspace.
         """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Leave everything as it is: somebody else carries the mission on, and has it now."""
 
     @abstractmethod
     async def aclose(self) -> None:

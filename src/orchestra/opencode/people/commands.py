@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from getpass import getuser
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
-from attrs import asdict, evolve, frozen
+from attrs import asdict
 
-from orchestra import Agent, MVCCStore, SessionBackend, SQLiteStore, Transaction
-from orchestra.errors import ConfigurationError, OrchestraError, SessionLostError
+from orchestra import MVCCStore, SQLiteStore
+from orchestra.errors import ConfigurationError
 from orchestra.opencode.housekeeping import clean_workspace
-from orchestra.opencode.mission.file import read_mission_file
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
-from orchestra.opencode.mission.saved import SavedMission, load_mission
-from orchestra.opencode.people.cancelling import (
-    QUIET,
-    Quiescence,
-    confirm_quiet,
-    is_unseen,
-    read_quiet,
-    wish_cancel,
-    write_quiet,
-)
+from orchestra.opencode.people.ending import cancel_mission, who
 from orchestra.opencode.people.questions import (
     ANSWER,
     PersonAnswer,
@@ -35,15 +23,10 @@ from orchestra.opencode.people.questions import (
     write_answer,
 )
 from orchestra.opencode.records import MISSION, RECORDS, find_mission
-from orchestra.opencode.resume import end_leftovers
 
-__all__ = ("add_people_commands", "answer_question", "cancel_mission")
+__all__ = ("add_people_commands", "answer_question")
 
 _SCHEMA: Final = 1
-_LOOK = 0.1
-_OWNER_PATIENCE = 5.0
-"""Seconds after which an owner that has not seen the wish counts as gone."""
-_QUIET_LIMIT = 10.0
 
 
 class Console(Protocol):
@@ -139,7 +122,7 @@ def _approve(options: argparse.Namespace, console: Console) -> int:
         if not questions:
             console.line(f"{mission} asks nothing")
         return 0
-    answer = PersonAnswer(is_approved=not options.reject, note=options.note, by=_who())
+    answer = PersonAnswer(is_approved=not options.reject, note=options.note, by=who())
     mission, chosen = anyio.run(
         answer_question, directory, options.mission, options.question, answer
     )
@@ -166,7 +149,7 @@ async def _open(directory: Path, reference: str) -> AsyncIterator[tuple[str, MVC
     """Open the records of a mission for writing, which are there."""
     mission = await find_mission(directory, reference)
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, durability="process") as store:
-        yield mission, store.namespace(mission).using(author=f"person {_who()}")
+        yield mission, store.namespace(mission).using(author=f"person {who()}")
 
 
 async def _read_questions(
@@ -232,34 +215,7 @@ async def _why_not(
     )
 
 
-def _who() -> str:
-    try:
-        return getuser()
-    except (OSError, KeyError, ImportError):  # no such user, as in many containers
-        return "command line"
-
-
 # --- cancel ---
-
-
-@frozen(kw_only=True)
-class CancelOutcome:
-    """What became of the wish to end a mission.
-
-    Attributes:
-        mission: The mission's id.
-        state: How it ended.
-        quiescence: What still runs; None: nobody has told in time.
-    """
-
-    mission: str
-    state: str
-    quiescence: Quiescence | None
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing of it is known to run any more."""
-        return self.quiescence is not None and self.quiescence.is_quiet
 
 
 def _cancel(options: argparse.Namespace, console: Console) -> int:
@@ -276,148 +232,9 @@ def _cancel(options: argparse.Namespace, console: Console) -> int:
                 "is_quiet": outcome.is_quiet,
                 "sessions": None if quiescence is None else quiescence.sessions,
                 "busy": [] if quiescence is None else list(quiescence.busy),
-                "why": "no word in time" if quiescence is None else quiescence.why,
+                "why": outcome.note if quiescence is None else quiescence.why,
+                "note": outcome.note,
             }
         )
-    if quiescence is None:
-        console.line(
-            f"{outcome.mission} {outcome.state}: nobody has said within {options.wait:g} s that its "
-            "sessions are idle; ask again"
-        )
-    else:
-        why = f" ({quiescence.why})" if quiescence.why else ""
-        console.line(f"{outcome.mission} {outcome.state}: {quiescence}{why}")
+    console.line(str(outcome))
     return 0 if outcome.is_quiet else 1
-
-
-async def cancel_mission(
-    directory: Path, reference: str, url: str | None = None, wait: float = 60.0
-) -> CancelOutcome:
-    """End a mission from outside, and wait until its sessions are known to be idle.
-
-    A mission whose orchestrator is gone is ended here: its sessions on the server are aborted.
-
-    Args:
-        directory: The workspace.
-        reference: The mission's id, the beginning of it, or ``last``.
-        url: The server it runs on, when its orchestrator is gone.
-        wait: Seconds to wait.
-
-    Raises:
-        ConfigurationError: There is no such mission.
-        StoreError: The records cannot be read or written.
-    """
-    async with _open(directory, reference) as (mission, store):
-        about = await store.get(MISSION)
-        quiet = await store.get(QUIET)
-        if about["state"] == "running":
-            await wish_cancel(store, f"cancelled by {_who()}")
-            quiet = await _wait_quiet(store, wait)
-            if quiet is None and await is_unseen(store):
-                saved = await load_mission(store, mission)
-                if url is None and about["backend"] != "embedded":
-                    url = _server_of(saved)
-                return await _end_abandoned(saved, store, about, url)
-            about = await store.get(MISSION)
-        quiescence = None if quiet is None else read_quiet(quiet)
-        if quiescence is None and about["state"] != "running" and about["backend"] == "embedded":
-            quiescence = Quiescence(sessions=0)
-        return CancelOutcome(mission=mission, state=about["state"], quiescence=quiescence)
-
-
-async def _wait_quiet(store: MVCCStore, wait: float) -> Mapping[str, Any] | None:
-    started = anyio.current_time()
-    with anyio.move_on_after(wait):
-        while True:
-            quiet: Mapping[str, Any] | None = await store.get(QUIET)
-            if quiet is not None:
-                return quiet
-            waited = anyio.current_time() - started
-            if waited > _OWNER_PATIENCE and await is_unseen(store):
-                return None
-            await anyio.sleep(_LOOK)
-    return None
-
-
-def _server_of(saved: SavedMission) -> str | None:
-    """Return the server that a mission was attached to; None: it had one of its own.
-
-    Raises:
-        ConfigurationError: The mission file that would tell cannot be read any more.
-    """
-    url: str | None = saved.launch.get("url")
-    path = saved.launch.get("mission", "")
-    if url is None and os.path.isfile(path):  # noqa: PTH113  (never raises)
-        url = read_mission_file(Path(path), backend="opencode").url
-    return url
-
-
-async def _end_abandoned(
-    saved: SavedMission, store: MVCCStore, about: Mapping[str, Any], url: str | None
-) -> CancelOutcome:
-    """End a mission that nobody runs any more."""
-    mission = saved.id
-    if about["backend"] == "embedded":
-        quiescence = Quiescence(sessions=0)  # its agents ran in the process that is gone
-    elif url is None and saved.launch.get("run"):
-        await end_leftovers(saved)  # its server was its own, and is known by a mark
-        quiescence = Quiescence(sessions=0)
-    elif url is None:
-        quiescence = Quiescence(
-            sessions=1,
-            busy=("unknown",),
-            why="its orchestrator is gone; name the server it ran on with --url",
-        )
-    else:
-        quiescence = await _abort_on_server(mission, Path(about["directory"]), url)
-
-    async def close(tx: Transaction) -> str:
-        now: dict[str, Any] = dict(await tx.get(MISSION))
-        if now["state"] == "running":
-            now |= {"state": "interrupted", "reason": "cancelled after its orchestrator was gone"}
-            tx.put(MISSION, now)
-        return str(now["state"])
-
-    state = await store.transact(close)
-    await write_quiet(store, quiescence)
-    return CancelOutcome(mission=mission, state=state, quiescence=quiescence)
-
-
-async def _abort_on_server(mission: str, directory: Path, url: str) -> Quiescence:
-    try:
-        from orchestra.opencode.backend import OpenCodeBackend  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise ConfigurationError(str(error)) from error
-    password = os.environ.get("OPENCODE_SERVER_PASSWORD") or None
-    async with OpenCodeBackend(url, password=password) as backend:
-        return await close_sessions(backend, mission, directory)
-
-
-async def close_sessions(backend: SessionBackend, mission: str, directory: Path) -> Quiescence:
-    """Abort and close every session of a mission that the backend still has. A checkpoint.
-
-    Args:
-        backend: Where they are; entered.
-        mission: The mission's id.
-        directory: The workspace.
-    """
-    found = await backend.find_sessions({"mission": mission}, directory=directory)
-    nobody = Agent("orchestra", prompt="Nobody talks in this session any more.")
-    failures: list[str] = []
-
-    async def close(session_id: str) -> None:
-        try:
-            session = await backend.reopen(session_id, nobody, directory=directory)
-            await session.aclose()
-        except SessionLostError:
-            pass  # somebody else has closed it
-        except OrchestraError as exc:
-            failures.append(f"{session_id}: {exc}")
-
-    async with anyio.create_task_group() as group:
-        for session_id in found:
-            group.start_soon(close, session_id)
-    quiescence = await confirm_quiet(backend, found, limit=_QUIET_LIMIT)
-    if failures and quiescence.is_quiet:
-        return evolve(quiescence, busy=tuple(failures), why="they could not be closed")
-    return quiescence

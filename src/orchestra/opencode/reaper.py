@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ("ProcessId", "find_processes", "kill")
+__all__ = ("ProcessId", "can_find", "find_processes", "kill")
 
 _PROC = Path("/proc")
 
@@ -31,6 +31,11 @@ class ProcessId:
 
     pid: int
     start: int
+
+
+def can_find() -> bool:
+    """Whether this system tells which processes carry a marker."""
+    return _read_stat(os.getpid()) is not None
 
 
 def find_processes(marker: str, ancestor: int | None = None) -> frozenset[ProcessId]:
