@@ -90,6 +90,7 @@ def bench(session: nox.Session) -> None:
     if not session.posargs:
         scripts = (
             "import_time",
+            "http_calls",
             "mission_overhead",
             "evidence",
             "turn_latency",
