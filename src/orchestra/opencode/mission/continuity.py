@@ -34,6 +34,7 @@ from orchestra.opencode.mission.orders import (
     Finish,
     PlanMade,
     StopRequested,
+    TaskAdded,
     TaskMoved,
 )
 from orchestra.opencode.mission.ownership import Ownership
@@ -103,6 +104,7 @@ class Continuity:
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
         self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
+        self._parts: dict[str, TaskSpec] = {}
         self._totals = saved.usage if saved is not None else Usage()
         self._is_resuming: Continuation | None = None
         self._failure: StoreError | None = None
@@ -206,6 +208,7 @@ class Continuity:
         self._is_resuming = going
         commands = self._machine.restore(going.record)
         self._specs = {spec.id: spec for spec in self._machine.specs()}
+        self._parts = {spec.id: spec for spec, _ in going.record.parts}
         for name in going.again:
             self._results.pop(name, None)
         if going.is_replanned and self._machine.plan is not None:
@@ -325,19 +328,7 @@ class Continuity:
 
     async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
         """Take the digests of the files of tasks that begin, and of those that were accepted."""
-        begun: dict[str, Sequence[str]] = {}
-        accepted: dict[str, Sequence[str]] = {}
-        for each in commands:
-            if not isinstance(each, TaskMoved | Ask):
-                continue
-            spec = self._specs.get(each.task_id or "")
-            if spec is None:
-                continue
-            if _is_begin(each) and spec.files:
-                begun[spec.id] = spec.files
-            elif isinstance(each, TaskMoved) and each.state is TaskState.ACCEPTED:
-                receipt = self._machine.task_report(spec.id).receipt
-                accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
+        begun, accepted = self._sort(commands)
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}
         if not begun and not accepted:
             return {}
@@ -358,6 +349,26 @@ class Continuity:
             )
             puts[RESULT + name] = result.plain()
         return puts
+
+    def _sort(
+        self, commands: Sequence[Command]
+    ) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:
+        """Return the files of tasks, and parts of tasks, that begin, and of tasks accepted."""
+        begun: dict[str, Sequence[str]] = {}
+        accepted: dict[str, Sequence[str]] = {}
+        for each in commands:
+            if isinstance(each, TaskAdded):
+                self._parts[each.spec.id] = each.spec
+            if not isinstance(each, TaskMoved | Ask):
+                continue
+            name = each.task_id or ""
+            spec = self._specs.get(name) or self._parts.get(name)
+            if spec is not None and spec.files and _is_begin(each):
+                begun[name] = spec.files
+            elif name in self._specs and _is_accepted(each):  # a part's result is its parent's
+                receipt = self._machine.task_report(name).receipt
+                accepted[name] = (*self._specs[name].files, *(receipt.changed if receipt else ()))
+        return begun, accepted
 
     def _result(self, spec: TaskSpec, after: Mapping[str, str]) -> Result:
         return Result(
@@ -380,3 +391,7 @@ def _is_begin(command: TaskMoved | Ask) -> bool:
     if isinstance(command, Ask):
         return command.role is Role.WORKER and command.round == 1
     return command.state is TaskState.SPLIT and command.round == 0
+
+
+def _is_accepted(command: TaskMoved | Ask) -> bool:
+    return isinstance(command, TaskMoved) and command.state is TaskState.ACCEPTED

@@ -73,7 +73,7 @@ class Desks:
             self.places.recall(before)
             for task_id, state in self._tasks.states().items():
                 if state in _UNDER_WAY:
-                    await self.open(task_id)
+                    await self.open(task_id, is_resumed=True)
                 elif state is TaskState.SPLIT:
                     await self.leave(task_id)
         except WorkplaceError as exc:
@@ -82,11 +82,12 @@ class Desks:
             return f"the mission's state cannot be written: {exc}"
         return ""
 
-    async def open(self, task_id: str) -> Workplace:
+    async def open(self, task_id: str, *, is_resumed: bool = False) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.
 
         Args:
             task_id: The task.
+            is_resumed: Whether an earlier process has begun with it.
 
         Raises:
             WorkplaceError: There cannot be one.
@@ -101,6 +102,7 @@ class Desks:
             # Those who race for the same task do not wait for each other.
             position=self._tasks.position_of(task.parent if is_racing else task_id),
             parts=self._tasks.parts_of(task_id),
+            is_resumed=is_resumed,
         )
 
     @asynccontextmanager

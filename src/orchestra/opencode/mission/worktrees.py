@@ -24,6 +24,7 @@ from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
 
 __all__ = ("Worktree", "Worktrees", "default_home")
 
+_SALVAGE = "orchestra/salvage"
 _MAX_TRIES = 5
 _MAX_CONFLICT = 3_000
 
@@ -135,6 +136,7 @@ class Worktrees:
         *,
         is_racing: bool,
         parts: Sequence[str] = (),
+        is_resumed: bool = False,
     ) -> Worktree:
         """Give a task its worktree, or the one that it has. A checkpoint.
 
@@ -145,6 +147,7 @@ class Worktrees:
             is_racing: Whether others race with it for the same files: then its lease is on its
                 own attempts only.
             parts: The tasks that it was split into.
+            is_resumed: Whether what was saved of its work is to be there.
 
         Raises:
             WorkplaceError: It cannot be made.
@@ -154,7 +157,7 @@ class Worktrees:
         place = self._open.get(task_id)
         if place is None:
             async with self._lock:
-                place = await self._make(task_id, files, position, parts)
+                place = await self._make(task_id, files, position, parts, is_resumed=is_resumed)
             self._open[task_id] = place
         if not is_racing:
             self.seats.enter(place.seat)
@@ -163,15 +166,26 @@ class Worktrees:
         return place
 
     async def _make(
-        self, task_id: str, files: tuple[str, ...], position: float, parts: Sequence[str]
+        self,
+        task_id: str,
+        files: tuple[str, ...],
+        position: float,
+        parts: Sequence[str],
+        *,
+        is_resumed: bool,
     ) -> Worktree:
+        saved = ""
         top = self._folder / slug(task_id)
         base_file = self._folder / f"{top.name}.base"
         try:
-            if await anyio.Path(top).is_dir() and await anyio.Path(base_file).is_file():
-                base = (await anyio.Path(base_file).read_text()).strip()  # after a restart
-            else:
-                base = await self.snapshot()
+            base = await self._base_of(top) if await anyio.Path(top).is_dir() else ""
+            if not base:  # else it is there already, after a restart
+                if is_resumed:
+                    saved = await self.repository.newest(
+                        f"{_SALVAGE}/{self._mission_id}/{top.name}"
+                    )
+                base = await self.repository.base_of(saved) if saved else ""
+                base = base or await self.snapshot()
                 branch = await self.repository.free_branch(
                     f"orchestra/{self._mission_id}/{top.name}"
                 )
@@ -183,9 +197,22 @@ class Worktrees:
             if parts:
                 names = {_message(part) for part in parts}
                 place.steps = await self.repository.steps(self._tip, names)
+            if saved:
+                await self._bring_back(place, saved)
         except (GitError, OSError) as exc:
             raise WorkplaceError(f"there is no worktree for task {task_id!r}: {exc}") from exc
         return place
+
+    async def _bring_back(self, place: Worktree, branch: str) -> None:
+        """Let a worktree hold what was saved of it when the mission was interrupted."""
+        repository, index = self.repository, self.index_of(place.top)
+        saved = await repository.tree_of(f"refs/heads/{branch}")
+        if await repository.write(place.top, index, await place.tree(), saved):
+            # The interrupted mission's snapshots belong to the history of what is merged with.
+            tip = await self.snapshot()
+            tree = await repository.tree_of(tip)
+            await self._move_tip(await repository.commit(tree, "The workspace", tip, place.base))
+            await repository.git.run("update-ref", "-d", f"refs/heads/{branch}")
 
     def find(self, task_id: str) -> Worktree | None:
         """Return the worktree that a task has.
@@ -318,6 +345,11 @@ class Worktrees:
             async with self._lock:
                 await self._remove(self._mission_id, place.top, known)
 
+    async def _base_of(self, top: Path) -> str:
+        """Return the commit that a worktree's change is merged from; empty: it is not known."""
+        file = anyio.Path(top.with_name(f"{top.name}.base"))
+        return (await file.read_text()).strip() if await file.is_file() else ""
+
     def _tell_moved(self) -> None:
         self._is_moved.set()
         self._is_moved = anyio.Event()
@@ -327,7 +359,11 @@ class Worktrees:
         index = self.index_of(top)
         try:
             branch = await repository.salvage(
-                top, index, f"orchestra/salvage/{mission_id}/{top.name}", known
+                top,
+                index,
+                f"{_SALVAGE}/{mission_id}/{top.name}",
+                known,
+                base=await self._base_of(top),
             )
             await repository.git.run("worktree", "remove", "--force", "--force", str(top))
         except GitError as exc:
@@ -362,13 +398,14 @@ class Worktrees:
 
     async def _put_away(self, folder: Path) -> None:
         for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
-            base = anyio.Path(top.with_name(f"{top.name}.base"))
-            known = [(await base.read_text()).strip()] if await base.is_file() else []
+            base = await self._base_of(top)
+            known = [base] if base else []
             await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
             await self._remove(folder.name, top, known)
         if not await anyio.to_thread.run_sync(_folders, folder):
             await self.repository.git.run("worktree", "prune")
-            await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
+            if not self._split or folder != self._folder:  # else it is the only record of parts
+                await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def aclose(self) -> None:
