@@ -11,9 +11,10 @@ import pytest
 from small_missions import ACCEPT, repository, task
 
 from orchestra import EmbeddedBackend, MemoryStore, Turn
+from orchestra.opencode.mission.events import MissionEvent, TaskChanged
 from orchestra.opencode.mission.isolation import Isolation, IsolationKind
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskMode
-from orchestra.opencode.mission.report import MissionOutcome
+from orchestra.opencode.mission.report import MissionOutcome, TaskState
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.mission.saved import load_mission
 
@@ -25,7 +26,13 @@ class Team:
         self.turns: Counter[str] = Counter()
         self.shown: dict[str, str] = {}
         self.is_waiting = anyio.Event()
+        self.is_a_accepted = anyio.Event()
         self.silent = silent
+
+    def listen(self, event: MissionEvent) -> None:
+        is_accepted = isinstance(event, TaskChanged) and event.state is TaskState.ACCEPTED
+        if is_accepted and getattr(event, "task_id", "") == "t.a":
+            self.is_a_accepted.set()
 
     @property
     def backend(self) -> EmbeddedBackend:
@@ -46,6 +53,8 @@ class Team:
         self.shown[name] = turn.prompt
         if name == self.silent:
             self.silent = ""
+            if name == "t.b":
+                await self.is_a_accepted.wait()
             self.is_waiting.set()
             await anyio.sleep_forever()
         return ACCEPT
@@ -77,6 +86,7 @@ async def test_what_was_checked_is_reviewed_and_taken_over(
                 plan=plan,
                 settings=settings,
                 store=store,
+                listener=team.listen,
             ) as mission:
                 await team.is_waiting.wait()
                 mission.stop("enough for today")

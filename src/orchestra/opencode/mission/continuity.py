@@ -100,7 +100,11 @@ class Continuity:
         self._plan = plan
         self._saved = saved
         worker = agents[Role.WORKER]
-        self._present = Present(prompt=prompt_digest(worker), model=worker.model or "")
+        self._present = Present(
+            prompt=prompt_digest(worker),
+            model=worker.model or "",
+            is_apart=settings.isolation.kind == "worktree",
+        )
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
         self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
@@ -163,11 +167,21 @@ class Continuity:
             except StoreError as exc:
                 self._failure = exc
 
-    async def keep(self, lost: Callable[[], None]) -> None:
+    async def explain(self, error: StoreError) -> str:
+        """Say why the mission's state cannot be written: another owner, or the store. A checkpoint.
+
+        Args:
+            error: What came of writing it.
+        """
+        if self._owner is not None and self._owner.is_lost:
+            return await self._owner.explain_loss()
+        return f"the mission's state cannot be written: {error}"
+
+    async def keep(self, lost: Callable[[str], None]) -> None:
         """Stay the owner; to be run beside the mission.
 
         Args:
-            lost: Called when it is not any more.
+            lost: Called with the reason when it is not any more.
         """
         if self._owner is not None and self._failure is None:
             await self._owner.keep(lost)
@@ -198,6 +212,10 @@ class Continuity:
             self._has_begun = True
             return self._machine.start()
         self.ledger.resume(saved)
+        try:
+            await self.ledger.enter()
+        except StoreError as exc:  # told by the first step
+            self._failure = exc
         await self.attempts.close_others(self._id)
         paths = {path for result in saved.results.values() for path in result.after}
         files = await anyio.to_thread.run_sync(digest_files, self._directory, sorted(paths))
@@ -208,9 +226,12 @@ class Continuity:
         self._is_resuming = going
         commands = self._machine.restore(going.record)
         self._specs = {spec.id: spec for spec in self._machine.specs()}
-        self._parts = {spec.id: spec for spec, _ in going.record.parts}
+        self._parts = {part.id: part for part, _ in going.record.parts}
         for name in going.again:
             self._results.pop(name, None)
+        for name in going.kept:
+            result = self._results[name]
+            self._results[name] = evolve(result, after={path: files[path] for path in result.after})
         if going.is_replanned and self._machine.plan is not None:
             made = PlanMade(plan=self._machine.plan, iteration=self._machine.iteration)
             return [made, *commands]
@@ -281,8 +302,10 @@ class Continuity:
             touched = (*touched, *going.again)
             for name, reason in going.again.items():
                 further |= {WHY + name: reason, RESULT + name: None}
-        for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
-            self._specs |= {spec.id: spec for spec in plan.tasks}
+            for name, reason in going.kept.items():
+                kept = f"{reason}, and stays as it is"
+                further |= {WHY + name: kept, RESULT + name: self._results[name].plain()}
+        self._learn(commands)
         further |= await self._look(commands)
         before = self._totals
         for event in events:
@@ -320,15 +343,41 @@ class Continuity:
         if self.is_lost:
             return
         try:
+            await self.ledger.confirm()
             await self.ledger.project()
         except (OSError, StoreError) as exc:
             warn(f"{self._todo} cannot be written: {exc}")
         while self.ledger.warnings:
             warn(self.ledger.warnings.pop())
 
+    def _learn(self, commands: Sequence[Command]) -> None:
+        """Keep the tasks that are told of."""
+        for each in commands:
+            if isinstance(each, PlanMade):
+                self._specs |= {spec.id: spec for spec in each.plan.tasks}
+            elif isinstance(each, TaskAdded):
+                self._parts[each.spec.id] = each.spec
+
     async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
         """Take the digests of the files of tasks that begin, and of those that were accepted."""
-        begun, accepted = self._sort(commands)
+        begun: dict[str, Sequence[str]] = {}
+        accepted: dict[str, Sequence[str]] = {}
+        for each in commands:
+            if not isinstance(each, TaskMoved | Ask):
+                continue
+            name = each.task_id or ""
+            spec = self._specs.get(name) or self._parts.get(name)
+            if spec is None:
+                continue
+            if _is_begin(each) and spec.files:
+                begun[spec.id] = spec.files
+            elif (
+                isinstance(each, TaskMoved)
+                and each.state is TaskState.ACCEPTED
+                and spec.id in self._specs
+            ):
+                receipt = self._machine.task_report(spec.id).receipt
+                accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}
         if not begun and not accepted:
             return {}
@@ -349,26 +398,6 @@ class Continuity:
             )
             puts[RESULT + name] = result.plain()
         return puts
-
-    def _sort(
-        self, commands: Sequence[Command]
-    ) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:
-        """Return the files of tasks, and parts of tasks, that begin, and of tasks accepted."""
-        begun: dict[str, Sequence[str]] = {}
-        accepted: dict[str, Sequence[str]] = {}
-        for each in commands:
-            if isinstance(each, TaskAdded):
-                self._parts[each.spec.id] = each.spec
-            if not isinstance(each, TaskMoved | Ask):
-                continue
-            name = each.task_id or ""
-            spec = self._specs.get(name) or self._parts.get(name)
-            if spec is not None and spec.files and _is_begin(each):
-                begun[name] = spec.files
-            elif name in self._specs and _is_accepted(each):  # a part's result is its parent's
-                receipt = self._machine.task_report(name).receipt
-                accepted[name] = (*self._specs[name].files, *(receipt.changed if receipt else ()))
-        return begun, accepted
 
     def _result(self, spec: TaskSpec, after: Mapping[str, str]) -> Result:
         return Result(
@@ -391,7 +420,3 @@ def _is_begin(command: TaskMoved | Ask) -> bool:
     if isinstance(command, Ask):
         return command.role is Role.WORKER and command.round == 1
     return command.state is TaskState.SPLIT and command.round == 0
-
-
-def _is_accepted(command: TaskMoved | Ask) -> bool:
-    return isinstance(command, TaskMoved) and command.state is TaskState.ACCEPTED

@@ -7,22 +7,30 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
 import anyio
 import anyio.to_thread
 
-from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat, Seats
-from orchestra.opencode.mission.git import GitError, split
+from orchestra.opencode.mission.git import GitError
 from orchestra.opencode.mission.leases import Leases
 from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.repository import Repository
-from orchestra.opencode.mission.workplaces import Change, Taken, WorkplaceError
-from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
+from orchestra.opencode.mission.workplaces import Taken, WorkplaceError
+from orchestra.opencode.mission.workspace import Workspace, slug
+from orchestra.opencode.mission.worktree import Worktree
+from orchestra.opencode.mission.worktree_files import (
+    find_base,
+    folders_in,
+    index_of,
+    unlock_indexes,
+    write_base,
+)
 
-__all__ = ("Worktree", "Worktrees", "default_home")
+__all__ = ("Worktrees", "default_home")
 
 _SALVAGE = "orchestra/salvage"
 _MAX_TRIES = 5
@@ -78,7 +86,9 @@ class Worktrees:
         self._tip = ""
         self._open: dict[str, Worktree] = {}
         self._split: dict[str, float] = {}
+        self._parents: set[str] = set()
         self._is_moved = anyio.Event()
+        self._is_abandoned = False
 
     async def begin(self) -> None:
         """Get ready, and put away what dead missions have left. A checkpoint.
@@ -89,10 +99,15 @@ class Worktrees:
         try:
             await anyio.to_thread.run_sync(self._make_folder)
             self._mission_lock.take()
+            await anyio.to_thread.run_sync(unlock_indexes, self._folder)
             await self._sweep()
             self._tip = await self._find_tip()
             await self.snapshot()
-        except (GitError, OSError) as exc:
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            if not isinstance(exc, GitError | OSError):
+                raise
             raise WorkplaceError(f"worktrees cannot be made: {exc}") from exc
 
     def _make_folder(self) -> None:
@@ -176,10 +191,10 @@ class Worktrees:
     ) -> Worktree:
         saved = ""
         top = self._folder / slug(task_id)
-        base_file = self._folder / f"{top.name}.base"
         try:
-            base = await self._base_of(top) if await anyio.Path(top).is_dir() else ""
-            if not base:  # else it is there already, after a restart
+            base = await find_base(top)  # after a restart
+            if not base:
+                await self._clear(top)
                 if is_resumed:
                     saved = await self.repository.newest(
                         f"{_SALVAGE}/{self._mission_id}/{top.name}"
@@ -189,10 +204,11 @@ class Worktrees:
                 branch = await self.repository.free_branch(
                     f"orchestra/{self._mission_id}/{top.name}"
                 )
+                # Forced: git may remember a worktree at this path that was never finished.
                 await self.repository.git.run(
-                    "worktree", "add", "--quiet", "-b", branch, str(top), base
+                    "worktree", "add", "--force", "--force", "--quiet", "-b", branch, str(top), base
                 )
-                await anyio.Path(base_file).write_text(base)
+                await write_base(top, base)
             place = Worktree(self, Seat(task_id, files), top, base, position)
             if parts:
                 names = {_message(part) for part in parts}
@@ -205,7 +221,7 @@ class Worktrees:
 
     async def _bring_back(self, place: Worktree, branch: str) -> None:
         """Let a worktree hold what was saved of it when the mission was interrupted."""
-        repository, index = self.repository, self.index_of(place.top)
+        repository, index = self.repository, index_of(place.top)
         saved = await repository.tree_of(f"refs/heads/{branch}")
         if await repository.write(place.top, index, await place.tree(), saved):
             # The interrupted mission's snapshots belong to the history of what is merged with.
@@ -233,7 +249,15 @@ class Worktrees:
             self._split.pop(task_id, None)
         else:
             self._split[task_id] = position
+            self._parents.add(task_id)
         self._tell_moved()
+
+    async def _clear(self, top: Path) -> None:
+        """Remove what a process that was killed has left of a worktree that nobody worked in yet."""
+        if await anyio.Path(top).exists():
+            await self.repository.git.ask("worktree", "remove", "--force", "--force", str(top))
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(top, ignore_errors=True))
+        await anyio.Path(index_of(top)).unlink(missing_ok=True)
 
     async def rebase(self, place: Worktree, base: str) -> None:
         """Write down that a worktree's change is to be seen against another commit.
@@ -243,17 +267,26 @@ class Worktrees:
             base: The commit.
         """
         place.base = base
-        await anyio.Path(self._folder / f"{place.top.name}.base").write_text(base)
-
-    def index_of(self, top: Path) -> Path:
-        """Return the index that is used for a worktree.
-
-        Args:
-            top: The worktree.
-        """
-        return top.with_name(f"{top.name}.index")
+        await write_base(place.top, base)
 
     # --- taking over ---
+
+    async def finish(self, task_id: str, files: tuple[str, ...], tree: str) -> None:
+        """Leave the worktree of a task whose change an earlier process has taken over.
+
+        A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write.
+            tree: What was taken over.
+        """
+        top = self._folder / slug(task_id)
+        if base := await find_base(top):
+            place = Worktree(self, Seat(task_id, files), top, base, 0)
+            with suppress(GitError):  # then its work is saved once more
+                place.merged = await self.repository.commit(tree, "Taken over", base)
+            await self.close(place)
 
     async def integrate(self, place: Worktree, tree: str) -> Taken:
         """Merge a worktree's change into the workspace, when it is its turn. A checkpoint.
@@ -274,6 +307,7 @@ class Worktrees:
                 taken = Taken(problem=str(exc))
         if not taken.problem and not taken.is_moved:
             self.split(place.seat.task_id, None)
+            self._parents.discard(place.seat.task_id)
             await self.close(place)
         return taken
 
@@ -318,7 +352,7 @@ class Worktrees:
     ) -> str:
         """Put a conflict before its worker: the files of the merge, with markers."""
         repository = self.repository
-        if not await repository.write(place.top, self.index_of(place.top), tree, merged):
+        if not await repository.write(place.top, index_of(place.top), tree, merged):
             return "the change conflicts with what was accepted meanwhile: do it again"
         await self.rebase(place, tip)
         text = await repository.diff(tip, merged, _MAX_CONFLICT)
@@ -340,15 +374,13 @@ class Worktrees:
             del self._open[place.seat.task_id]
             self.seats.leave(place.seat)
             self._tell_moved()
+        if place.is_closed:
+            return
+        place.is_closed = True
         known = [commit for commit in (place.merged, place.base, self._tip) if commit]
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 await self._remove(self._mission_id, place.top, known)
-
-    async def _base_of(self, top: Path) -> str:
-        """Return the commit that a worktree's change is merged from; empty: it is not known."""
-        file = anyio.Path(top.with_name(f"{top.name}.base"))
-        return (await file.read_text()).strip() if await file.is_file() else ""
 
     def _tell_moved(self) -> None:
         self._is_moved.set()
@@ -356,14 +388,14 @@ class Worktrees:
 
     async def _remove(self, mission_id: str, top: Path, known: Sequence[str]) -> None:
         repository = self.repository
-        index = self.index_of(top)
+        index = index_of(top)
         try:
             branch = await repository.salvage(
                 top,
                 index,
                 f"{_SALVAGE}/{mission_id}/{top.name}",
                 known,
-                base=await self._base_of(top),
+                base=await find_base(top),
             )
             await repository.git.run("worktree", "remove", "--force", "--force", str(top))
         except GitError as exc:
@@ -373,19 +405,26 @@ class Worktrees:
             self._warn(f"work that was not taken over is kept in the branch {branch}")
         for suffix in ("index", "base", "before"):
             await anyio.Path(top.with_name(f"{top.name}.{suffix}")).unlink(missing_ok=True)
-        await self._drop_branch(f"orchestra/{mission_id}/{top.name}", branch)
+        holders = [f"refs/heads/{branch}"] if branch else []
+        await self._drop_branch(f"refs/heads/orchestra/{mission_id}/{top.name}", holders)
 
-    async def _drop_branch(self, branch: str, salvaged: str) -> None:
-        """Remove the branch that a worktree was on, if what it holds is held elsewhere too."""
-        git = self.repository.git
-        for holder in (salvaged and f"refs/heads/{salvaged}", self._tip):
-            if holder and await self.repository.is_ancestor(f"refs/heads/{branch}", holder):
-                await git.ask("update-ref", "-d", f"refs/heads/{branch}")
+    async def _drop_branch(self, ref: str, holders: Sequence[str]) -> None:
+        """Remove a branch that a worktree was on, if what it holds is held elsewhere too."""
+        for holder in (*holders, self._tip):
+            if holder and await self.repository.is_ancestor(ref, holder):
+                await self.repository.git.ask("update-ref", "-d", ref)
                 return
+
+    async def _drop_branches(self, mission_id: str) -> None:
+        """Remove the branches of worktrees that went without them, since a process was killed."""
+        holders = [f"refs/orchestra/{mission_id}"]
+        holders += await self.repository.refs(f"refs/heads/orchestra/salvage/{mission_id}/")
+        for ref in await self.repository.refs(f"refs/heads/orchestra/{mission_id}/"):
+            await self._drop_branch(ref, holders)
 
     async def _sweep(self) -> None:
         """Put away the worktrees of missions whose process is gone."""
-        for folder in sorted(await anyio.to_thread.run_sync(_folders, self._home)):
+        for folder in sorted(await anyio.to_thread.run_sync(folders_in, self._home)):
             if folder == self._folder:
                 continue
             lock = MissionLock(folder / "lock")
@@ -397,23 +436,33 @@ class Worktrees:
                 lock.release()
 
     async def _put_away(self, folder: Path) -> None:
-        for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
-            base = await self._base_of(top)
+        for top in sorted(await anyio.to_thread.run_sync(folders_in, folder)):
+            base = await find_base(top)
             known = [base] if base else []
-            await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
+            await anyio.Path(index_of(top)).unlink(missing_ok=True)
             await self._remove(folder.name, top, known)
-        if not await anyio.to_thread.run_sync(_folders, folder):
+        if not await anyio.to_thread.run_sync(folders_in, folder):
             await self.repository.git.run("worktree", "prune")
-            if not self._split or folder != self._folder:  # else it is the only record of parts
-                await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
+            await self._drop_branches(folder.name)
+            if self._parents and folder == self._folder:
+                return  # whoever goes on with the mission finds there what parts have done
+            await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def abandon(self) -> None:
+        """Leave everything where it is, for somebody else who has it now."""
+        self._open.clear()
+        self._mission_lock.release()
+        self._is_abandoned = True
 
     async def aclose(self) -> None:
         """Save and remove what is left. A checkpoint."""
+        if self._is_abandoned:
+            return
         for place in list(self._open.values()):
             await self.close(place)
         try:
-            if self._mission_lock.is_held:
+            if self._mission_lock.is_held or self._mission_lock.take():
                 await self._put_away(self._folder)
         except (GitError, OSError) as exc:
             self._warn(f"worktrees in {self._folder} are left where they are: {exc}")
@@ -427,163 +476,3 @@ class Worktrees:
 def _message(task_id: str) -> str:
     """Return the message of the commit in which a task's change is taken over."""
     return f"Task {task_id}"
-
-
-def _folders(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
-
-
-@final
-class Worktree(Apart):
-    """A task that works in a worktree of its own; from `Worktrees.open`.
-
-    Attributes:
-        top: The worktree.
-        base: The commit that its change is merged from.
-        position: The task's place in the plan.
-        steps: Trees before and after what was accepted of the task's parts.
-        merged: The commit that was taken over.
-        leased: The files that its lease is on.
-    """
-
-    def __init__(
-        self, worktrees: Worktrees, seat: Seat, top: Path, base: str, position: float
-    ) -> None:
-        super().__init__(seat)
-        self._worktrees = worktrees
-        self._seen_from = ("", "")
-        self.top: Path = top
-        self.base: str = base
-        self.position: float = position
-        self.steps: Sequence[tuple[str, str]] = ()
-        self.merged: str = ""
-        self.leased: tuple[str, ...] = ()
-
-    @property
-    def directory(self) -> Path:
-        """The workspace's counterpart in the worktree."""
-        return self.top / self._worktrees.repository.prefix
-
-    @property
-    def is_left(self) -> bool:
-        """See `Workplace.is_left`."""
-        return self._worktrees.find(self.seat.task_id) is not self
-
-    async def tree(self) -> str:
-        """Return the tree of what it holds. A checkpoint.
-
-        Raises:
-            GitError: It cannot be written.
-        """
-        worktrees = self._worktrees
-        return await worktrees.repository.tree(
-            self.top, worktrees.index_of(self.top), forced=self.seat.files
-        )
-
-    async def look(self) -> Change:
-        """See `Workplace.look`."""
-        repository = self._worktrees.repository
-        try:
-            tree, before = await self.tree(), await self._before()
-            changed = await repository.changed(before, tree)
-            if strays := [path for path in changed if not self._may_write(path)]:
-                await self._put_back(strays, self.base, NO_LEASE)
-                tree = await self.tree()
-                changed = await repository.changed(before, tree)
-            diff = await repository.diff(before, tree)
-            self.checked, self.seat.changed = tree, set(changed)
-        except GitError as exc:
-            return Change(tree="", directory=self.directory, problems=(str(exc),))
-        return Change(
-            tree=tree,
-            directory=self.directory,
-            changed=tuple(changed[:MAX_LISTED]),
-            strays=tuple(dict.fromkeys(self.strays))[:MAX_LISTED],
-            diff=diff,
-        )
-
-    async def _before(self) -> str:
-        """Return the tree that its change is seen against: without what its parts have done."""
-        if not self.steps:
-            return self.base
-        base, before = self._seen_from
-        if base != self.base:
-            index = self.top.with_name(f"{self.top.name}.before")
-            before = await self._worktrees.repository.undo(self.base, self.steps, index)
-            self._seen_from = (self.base, before)
-        return before
-
-    async def before(self, path: str) -> bytes | None:
-        """See `Workplace.before`."""
-        try:
-            return await self._worktrees.repository.contents(await self._before(), path)
-        except GitError:
-            return None
-
-    def _may_write(self, path: str) -> bool:
-        if self.seat.files:
-            return self.seat.covers(path)
-        holders = (self._worktrees.seats, self._worktrees.workspace.seats)
-        return all(seats.holder(path) in {None, self.seat} for seats in holders)
-
-    async def settle(self, tree: str) -> bool:
-        """Put aside what has changed since a check, since then nobody was to be at work.
-
-        A checkpoint.
-
-        Args:
-            tree: What was checked.
-
-        Returns:
-            Whether it holds what was checked.
-
-        Raises:
-            GitError: It cannot be put aside.
-        """
-        now = await self.tree()
-        if now == tree:
-            return True
-        if self.seat.working or not tree or tree != (self.checked or tree):
-            return False
-        late = await self._worktrees.repository.changed(tree, now)
-        await self._put_back(late, tree, AFTER_CHECK)
-        return await self.tree() == tree
-
-    async def clear(self) -> None:
-        """See `Apart.clear`."""
-        try:
-            found = await self._worktrees.repository.changed(self.checked, await self.tree())
-            left = [path for path in found if not self.is_own(path)]
-            await anyio.to_thread.run_sync(unlink_all, self.directory, left)
-            await self._restore(left, self.checked)
-        except (GitError, OSError):
-            return  # the look that follows tells of it
-
-    async def _put_back(self, strays: Sequence[str], source: str, why: str) -> None:
-        self.strays += strays
-        await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays, why)
-        await self._restore(strays, source)
-
-    async def _restore(self, strays: Sequence[str], source: str) -> None:
-        git = self._worktrees.repository.git.at(self.directory)
-        listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", source))
-        if there := sorted({*strays} & {*listed}):
-            await git.run(
-                "restore",
-                f"--source={source}",
-                "--worktree",
-                "--pathspec-from-file=-",
-                "--pathspec-file-nul",
-                stdin="\0".join(f":(literal){path}" for path in there),
-            )
-
-    async def integrate(self, tree: str) -> Taken:
-        """See `Workplace.integrate`."""
-        return await self._worktrees.integrate(self, tree)
-
-    async def remove(self) -> None:
-        """See `Apart.remove`; its work is kept in a branch."""
-        await self._worktrees.close(self)
-
-    def __repr__(self) -> str:
-        return f"<Worktree {self.top} of {self.seat.task_id!r}>"
