@@ -52,6 +52,8 @@ _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
 _REST = 9
 """How many times as long as it took to write TODO.md it is left alone afterwards."""
+_SHORTEST_REST = 0.2
+"""Seconds that it is left alone at least: people do not read faster."""
 
 
 @final
@@ -332,7 +334,8 @@ class Continuity:
             began = anyio.current_time()
             with anyio.CancelScope(shield=True):
                 await self.show(warn)
-            await anyio.sleep(_REST * (anyio.current_time() - began))  # a long list takes long
+            took = anyio.current_time() - began  # a long list takes long
+            await anyio.sleep(max(_SHORTEST_REST, _REST * took))
 
     async def show(self, warn: Callable[[str], None]) -> None:
         """Bring TODO.md up to date, as long as this is the owner. A checkpoint.
