@@ -38,7 +38,7 @@ from orchestra.opencode.mission.file import (
 from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
-from orchestra.opencode.mission.report_files import make_folder
+from orchestra.opencode.mission.report_files import make_folder, make_private
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
@@ -318,7 +318,7 @@ async def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
     except OSError as exc:
         tell(f"orchestra: cannot clean up: {exc}")
     else:
-        for problem in cleaning.problems:
+        for problem in (*cleaning.notes, *cleaning.problems):
             tell(f"orchestra: {problem}")
 
 
@@ -362,7 +362,9 @@ async def _run_mission(
         interruption.mission = mission
         async with background_tasks() as showing:
             showing.start_soon(progress.run)
-            return await mission.wait_finished()
+            report = await mission.wait_finished()
+            await outlets.flush()
+            return report
 
 
 @asynccontextmanager
@@ -374,9 +376,8 @@ async def _open_records(
         store: MVCCStore | None = None
         try:
             folder = await anyio.to_thread.run_sync(make_folder, directory)
-            store = await stack.enter_async_context(
-                SQLiteStore(folder / RECORDS, durability="process")
-            )
+            path = await anyio.to_thread.run_sync(make_private, folder / RECORDS)
+            store = await stack.enter_async_context(SQLiteStore(path, durability="process"))
         except (OSError, StoreError) as exc:
             tell(f"orchestra: this mission will have no history: {exc}")
         yield store
