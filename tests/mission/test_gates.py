@@ -39,7 +39,7 @@ class Folder:
         self.problems: tuple[str, ...] = ()
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
+    async def checking(self) -> AsyncIterator[None]:
         self.working += 1
         yield
         self.working -= 1

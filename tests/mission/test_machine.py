@@ -1151,6 +1151,20 @@ def test_any_change_is_progress() -> None:
     assert driver.state("a") is TaskState.FAILED
 
 
+def test_back_and_forth_is_no_progress() -> None:
+    """Rounds that lead only to where the work has been before end by stagnation, also restarted."""
+    driver = Driver(spec("a"), settings=MissionSettings(loop=LoopLimits(rounds=20)))
+    asks = []
+    for tree in ("one", "two", "one", "two", "one"):
+        asks.append(driver.answer(Role.WORKER, "done"))
+        driver.run_gates("a", tree=tree, problems=("still wrong",))
+    notes = ["changed neither the files" in ask.message for ask in asks]
+    assert notes == [False, False, False, True, False]
+    assert "Earlier workers did not move" in asks[4].message
+    assert driver.state("a") is TaskState.FAILED
+    assert "stagnation: 4 rounds" in driver.machine.task_reports()[0].reasons[-1]
+
+
 def planned(*tasks: dict[str, object], rules: MissionSettings | None = None) -> Driver:
     driver = Driver(settings=rules)
     driver.answer(Role.COMMANDER, "brief")

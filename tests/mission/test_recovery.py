@@ -71,6 +71,17 @@ def test_any_sequence_of_failures_is_bounded(
         raise AssertionError("it never ends")
 
 
+def test_a_further_model_does_not_make_failures_undone() -> None:
+    """Whoever changes the model has failed as often as before: the bound of all turns holds."""
+    recovery, troubles = Recovery(0.0, lambda: 0.0), Troubles()
+    classes = [ErrorClass.NETWORK] * 5 + [ErrorClass.INTERRUPTED] * 3 + [ErrorClass.RATE_LIMIT] * 4
+    classes += [ErrorClass.CONTEXT_OVERFLOW, ErrorClass.TOOL]
+    actions = [recovery.remedy(each, troubles, models=1).action for each in classes]
+    assert actions[4] is Action.NEXT_MODEL
+    assert troubles.total == len(classes) == MAX_TROUBLES + 2
+    assert [action is Action.GIVE_UP for action in actions] == [False] * 13 + [True]
+
+
 @given(wish=st.floats(0, 10_000), first=st.floats(0.01, 60), share=SHARES)
 def test_retry_after_is_obeyed_with_jitter(wish: float, first: float, share: float) -> None:
     """Nobody comes back before the provider said, up to 600 s, nor all at the same moment."""

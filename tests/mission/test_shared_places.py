@@ -332,7 +332,9 @@ async def test_without_watching_declared_files_count(tmp_path: Path) -> None:
 FILES = ("a", "b", "c")
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["turn", "begin", "write", "end", "check", "open", "discard", "scan"]),
+        st.sampled_from(
+            ["turn", "begin", "write", "end", "check", "open", "discard", "scan", "command"]
+        ),
         st.integers(0, 2),
         st.sampled_from([*FILES, "x"]),
         st.booleans(),
@@ -354,7 +356,7 @@ class Play:
         self.accepted: dict[str, str] = {}
         self.count = 0
 
-    async def step(self, what: str, who: int, path: str, by_tool: bool) -> None:  # noqa: C901, FBT001
+    async def step(self, what: str, who: int, path: str, by_tool: bool) -> None:  # noqa: C901, FBT001, PLR0912
         if who not in self.place:
             self.place[who] = await self.places.open(f"t{who}", [FILES[who]])
             self.left.pop(who, None)
@@ -376,6 +378,12 @@ class Play:
             if what == "turn":
                 await self.write(who, FILES[who], by_tool=by_tool)
                 await self.step("end", who, path, by_tool)
+        elif what == "command":
+            await place.look()
+            self.accepted.pop(FILES[who], None)
+            async with place.checking():
+                await self.write(who, path, by_tool=False)
+            self.left[who] = read(self.root)[FILES[who]]
         elif what == "open":
             self.place[who] = await self.places.open(f"t{who}", [FILES[who]])
         elif what == "check":

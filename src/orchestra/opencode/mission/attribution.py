@@ -39,6 +39,7 @@ class Seat:
         files: What it has a lease on; none: it may change any file that nobody has a lease on.
         fence: The fence of its present attempt.
         working: How many of its worker and its commands are at work.
+        is_checking: Whether those at work, or who were last, are commands that check it.
         edited: Files that its present attempt's tool calls have written.
         own: Further files that are its own by now; for work that names no files.
         changed: Files that it has changed, and nobody else.
@@ -49,6 +50,7 @@ class Seat:
     files: tuple[str, ...]
     fence: int = 0
     working: int = 0
+    is_checking: bool = False
     edited: set[str] = field(factory=set)
     own: set[str] = field(factory=set)
     changed: set[str] = field(factory=set)
@@ -184,11 +186,11 @@ def judge(
         if is_there and not is_foreign:
             return Judgement(fate=Fate.KEPT, owners=(holder,))
         suspects = [seat for seat in present if seat is not holder]
-        stray_of = author if author is not holder else None
-        if stray_of is None and len(suspects) == 1:
-            stray_of = suspects[0]
+        stray_of = author if author not in {None, holder} else _only(suspects)
         return Judgement(fate=Fate.PUT_BACK, stray_of=stray_of, suspects=tuple(suspects))
     suspects = [author] if author is not None else list(present)
+    if suspects and not is_guarded and all(seat.is_checking for seat in suspects):
+        return Judgement(fate=Fate.KEPT, suspects=tuple(suspects))
     free = tuple(seat for seat in suspects if not seat.files)
     if free:
         return Judgement(fate=Fate.KEPT, owners=free, suspects=tuple(suspects))
@@ -197,8 +199,12 @@ def judge(
     if not suspects and not is_guarded:
         # A person at the keyboard, most likely: moving their file away would be worse.
         return Judgement(fate=Fate.KEPT)
-    stray_of = suspects[0] if len(suspects) == 1 else None
-    return Judgement(fate=Fate.PUT_BACK, stray_of=stray_of, suspects=tuple(suspects))
+    return Judgement(fate=Fate.PUT_BACK, stray_of=_only(suspects), suspects=tuple(suspects))
+
+
+def _only(suspects: Sequence[Seat]) -> Seat | None:
+    """Return whose work it must be: what a command does is not the work of who is checked by it."""
+    return suspects[0] if len(suspects) == 1 and not suspects[0].is_checking else None
 
 
 _WRITERS = frozenset({"apply_patch", "edit", "multiedit", "patch", "write"})

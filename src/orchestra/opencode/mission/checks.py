@@ -34,7 +34,7 @@ class _Whole:
 
     _places: Workplaces
 
-    def at_work(self) -> AbstractAsyncContextManager[None]:
+    def checking(self) -> AbstractAsyncContextManager[None]:
         return self._places.at_work()
 
     async def look(self) -> Change:

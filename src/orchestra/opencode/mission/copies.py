@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
 import anyio
 
 from orchestra import WorkStealingPool
-from orchestra.opencode.mission.apart import Apart
+from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.contents import Contents
 from orchestra.opencode.mission.evidence import FileState, TooLargeError, Tree, WorkspaceWatch
@@ -156,6 +156,7 @@ class _Copy(Apart):
         self._watch = watch
         self._tree = base
         self._base: dict[str, FileState] = dict(base.files)
+        self._seen: Mapping[str, FileState] = base.files
 
     @property
     def directory(self) -> Path:
@@ -171,14 +172,14 @@ class _Copy(Apart):
         """See `Workplace.look`."""
         changed = await self._changed()
         if strays := [path for path in changed if not self._may_write(path)]:
-            self.strays += strays
-            await self._copies.workspace.put_aside(self.seat.task_id, self._directory, strays)
-            await self._restore(strays)
+            await self._put_back(strays, self._base, NO_LEASE)
             changed = await self._changed()
+        self._seen = self._tree.files
+        self.checked, self.seat.changed = self._digest(changed), set(changed)
         now = self._tree.files
         pairs = [(path, self._base.get(path), now.get(path)) for path in changed]
         return Change(
-            tree=self._digest(changed),
+            tree=self.checked,
             directory=self._directory,
             changed=tuple(changed[:MAX_LISTED]),
             strays=tuple(dict.fromkeys(self.strays))[:MAX_LISTED],
@@ -191,9 +192,7 @@ class _Copy(Apart):
         return sorted(
             path
             for path in {*now, *self._base}
-            if path not in now
-            or path not in self._base
-            or now[path].digest != self._base[path].digest
+            if _digest_in(now, path) != _digest_in(self._base, path)
         )
 
     def _may_write(self, path: str) -> bool:
@@ -203,8 +202,7 @@ class _Copy(Apart):
 
     def _digest(self, changed: Sequence[str]) -> str:
         paths = {*self.seat.files, *changed}
-        now = self._tree.files
-        return tree_digest({path: now[path].digest if path in now else None for path in paths})
+        return tree_digest({path: _digest_in(self._tree.files, path) for path in paths})
 
     async def before(self, path: str) -> bytes | None:
         """See `Workplace.before`."""
@@ -213,13 +211,43 @@ class _Copy(Apart):
             self.contents.get, b"" if state is None else state.digest
         )
 
-    async def _restore(self, paths: Sequence[str]) -> None:
-        files = {path: self._base[path] for path in paths if path in self._base}
+    async def _settle(self, tree: str) -> list[str]:
+        """Put aside what has changed since the check, unless somebody was to be at work."""
+        changed = await self._changed()
+        if self._digest(changed) == tree or self.seat.working or tree != self.checked:
+            return changed
+        now, then = self._tree.files, self._seen
+        late = [path for path in {*now, *then} if _digest_in(now, path) != _digest_in(then, path)]
+        await self._put_back(sorted(late), then, AFTER_CHECK)
+        return await self._changed()
+
+    async def clear(self) -> None:
+        """See `Apart.clear`."""
+        await self._changed()
+        now, then = self._tree.files, self._seen
+        left = [
+            path
+            for path in {*now, *then}
+            if _digest_in(now, path) != _digest_in(then, path) and not self.is_own(path)
+        ]
+        await self._copies.pool.run(unlink_all, self._directory, left)
+        await self._restore(left, then)
+
+    async def _put_back(
+        self, paths: Sequence[str], states: Mapping[str, FileState], why: str
+    ) -> None:
+        self.strays += paths
+        workspace = self._copies.workspace
+        await workspace.put_aside(self.seat.task_id, self._directory, paths, why)
+        await self._restore(paths, states)
+
+    async def _restore(self, paths: Sequence[str], states: Mapping[str, FileState]) -> None:
+        files = {path: states[path] for path in paths if path in states}
         await self._copies.pool.run(_write_all, str(self._directory), self.contents, files)
 
     async def integrate(self, tree: str) -> Taken:
         """See `Workplace.integrate`."""
-        changed = await self._changed()
+        changed = await self._settle(tree)
         if self._digest(changed) != tree:
             return Taken(is_moved=True)
         seat, workspace, leases = self.seat, self._copies.workspace, self._copies.leases
@@ -261,6 +289,10 @@ class _Copy(Apart):
 
     def __repr__(self) -> str:
         return f"<Copy {self._directory} of {self.seat.task_id!r}>"
+
+
+def _digest_in(files: Mapping[str, FileState], path: str) -> bytes | None:
+    return files[path].digest if path in files else None
 
 
 def _write_all(root: str, contents: Contents, files: dict[str, FileState]) -> None:

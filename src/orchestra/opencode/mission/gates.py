@@ -44,7 +44,7 @@ RunCommands: TypeAlias = Callable[[RunGates, Path], Awaitable[Sequence[CommandRe
 class Site(Protocol):
     """Where a change is: a task's workplace, or the workspace as a whole."""
 
-    def at_work(self) -> AbstractAsyncContextManager[None]:
+    def checking(self) -> AbstractAsyncContextManager[None]:
         """Say that commands are at work during this block."""
 
     async def look(self) -> Change:
@@ -165,7 +165,7 @@ class Gates:
             findings, refused = await self._examine(site, change)
             commands: Sequence[CommandResult] = ()
             if order.commands and not refused and not change.problems:
-                async with site.at_work():
+                async with site.checking():
                     commands = await self._run_commands(order, change.directory)
                 change = await site.look()
             if await self._mark(order, change) == mark:

@@ -210,7 +210,7 @@ def stagnation_note(rounds: int) -> str:
         rounds: How many in a row.
     """
     return (
-        f"Your last {rounds} rounds changed neither the files nor what the checks say. Say in one "
+        f"Your last {rounds} rounds changed neither the files nor the checks, or only back. Say in one "
         "sentence what keeps you from it, then change the files, or say that it cannot be done."
     )
 

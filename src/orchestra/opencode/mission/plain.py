@@ -153,12 +153,13 @@ def _troubles_to_plain(troubles: Troubles) -> dict[str, Any]:
     return {
         "counts": {error.value: count for error, count in troubles.counts.items()},
         "model": troubles.model,
+        "total": troubles.total,
     }
 
 
 def _troubles_from_plain(plain: Mapping[str, Any]) -> Troubles:
     counts = {ErrorClass(name): count for name, count in plain.get("counts", {}).items()}
-    return Troubles(counts, plain.get("model", 0))
+    return Troubles(counts, plain.get("model", 0), plain.get("total", 0))
 
 
 def task_to_plain(task: TrackedTask) -> dict[str, Any]:

@@ -37,7 +37,7 @@ MAX_DELAY = 60.0
 MAX_RETRY_AFTER = 600.0
 """Seconds at most, when somebody has."""
 MAX_TROUBLES = 12
-"""Turns of one piece of work that may fail, whatever the classes."""
+"""Turns of one piece of work that may fail, whatever the classes; one more for each further model."""
 
 
 class ErrorClass(Enum):
@@ -236,17 +236,14 @@ class Troubles:
     """What one piece of work has been through.
 
     Attributes:
-        counts: How often each class of failure came.
+        counts: How often each class of failure came, with the model that is in use.
         model: Which model of the chain is in use; 0 is the agent's own.
+        total: How many failures there were, of all classes and with all models.
     """
 
     counts: dict[ErrorClass, int] = field(factory=dict)
     model: int = 0
-
-    @property
-    def total(self) -> int:
-        """How many failures there were, of all classes."""
-        return sum(self.counts.values())
+    total: int = 0
 
     def pick(self, chain: Sequence[str]) -> str | None:
         """Return the model that is in use; None: the agent's own.
@@ -258,6 +255,7 @@ class Troubles:
 
     def add(self, error: ErrorClass) -> int:
         """Count a failure and return how many of its class there are now."""
+        self.total += 1
         self.counts[error] = self.counts.get(error, 0) + 1
         return self.counts[error]
 
@@ -324,7 +322,7 @@ class Recovery:
         count = troubles.add(error)
         if rule.action in {Action.STOP, Action.WIND_DOWN}:
             return Remedy(action=rule.action, error=error)
-        if troubles.total <= MAX_TROUBLES:
+        if troubles.total <= MAX_TROUBLES + troubles.model:
             if count <= rule.tries:
                 delay = 0.0
                 if rule.action is Action.RETRY:

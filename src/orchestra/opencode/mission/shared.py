@@ -49,12 +49,16 @@ class SharedWorkplace(Workplace):
         """See `Workplace.at_work`."""
         return self._work()
 
+    def checking(self) -> AbstractAsyncContextManager[None]:
+        """See `Workplace.checking`."""
+        return self._work(is_checking=True)
+
     @asynccontextmanager
-    async def _work(self) -> AsyncIterator[None]:
+    async def _work(self, *, is_checking: bool = False) -> AsyncIterator[None]:
         if self._seat.fence != self._fence:
             yield  # a later attempt has begun: what this one leaves is not the task's
         else:
-            async with self._workspace.at_work(self._seat):
+            async with self._workspace.at_work(self._seat, is_checking=is_checking):
                 yield
 
     def on_edit(self, path: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
 from enum import Enum
 from hashlib import sha256
-from typing import final
+from typing import Any, final
 
 from attrs import frozen
 
@@ -29,7 +31,7 @@ def digest(*texts: str) -> str:
 
 @frozen(kw_only=True)
 class Facts:
-    """What a round has led to; equal facts mean that nothing has moved.
+    """What a round has led to; facts that were there before mean that nothing has moved.
 
     Attributes:
         tree: Digest of the files that the work is about.
@@ -40,6 +42,11 @@ class Facts:
     tree: str
     evidence: str
     state: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal facts."""
+        return digest(self.tree, self.evidence, self.state)
 
 
 def facts_of(receipt: Receipt) -> Facts:
@@ -67,21 +74,24 @@ class Step(Enum):
     STOP = "stop"
 
 
+_MAX_SEEN = 16
+"""Facts that are kept to be compared with."""
 _LADDER = (Step.DIAGNOSE, Step.CHANGE, Step.STOP)
 
 
 @final
 class Stagnation:
-    """Counts rounds in a row whose facts are equal.
+    """Counts rounds in a row that have led only to where the work has been before.
+
+    Not only to where it has just been: who changes a file back and forth goes nowhere either.
 
     Args:
         rounds: Equal rounds in a row before the first step.
-        start: The facts before the first round, if they are known.
     """
 
-    def __init__(self, rounds: int, start: Facts | None = None) -> None:
+    def __init__(self, rounds: int) -> None:
         self._rounds = rounds
-        self._last = start
+        self._seen: deque[str] = deque(maxlen=_MAX_SEEN)
         self._equal = 0
 
     @property
@@ -95,8 +105,8 @@ class Stagnation:
         Args:
             facts: What the round has led to.
         """
-        if facts != self._last:
-            self._last = facts
+        if facts.digest not in self._seen:
+            self._seen.append(facts.digest)
             self._equal = 0
             return Step.NONE
         self._equal += 1
@@ -106,14 +116,10 @@ class Stagnation:
 
     def plain(self) -> dict[str, object]:
         """Return what has to be kept for `restore`."""
-        last = self._last
-        return {
-            "equal": self._equal,
-            "last": None if last is None else [last.tree, last.evidence, last.state],
-        }
+        return {"equal": self._equal, "seen": list(self._seen)}
 
     @classmethod
-    def restore(cls, rounds: int, plain: dict[str, object]) -> Stagnation:
+    def restore(cls, rounds: int, plain: Mapping[str, Any]) -> Stagnation:
         """Return one that goes on where another stopped.
 
         Args:
@@ -121,11 +127,8 @@ class Stagnation:
             plain: What `plain` returned.
         """
         made = cls(rounds)
-        last = plain.get("last")
-        if isinstance(last, list):
-            made._last = Facts(tree=last[0], evidence=last[1], state=last[2])
-        equal = plain.get("equal")
-        made._equal = equal if isinstance(equal, int) else 0
+        made._seen.extend(plain.get("seen", ()))
+        made._equal = plain.get("equal", 0)
         return made
 
     def __repr__(self) -> str:

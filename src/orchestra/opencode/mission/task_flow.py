@@ -427,7 +427,7 @@ class TaskFlow:
             self._fail(
                 task,
                 f"stagnation: {task.stagnation.equal + 1} rounds have changed neither its files "
-                f"nor what the checks say; the last reason: {reasons[-1]}",
+                f"nor what the checks say, or back only; the last reason: {reasons[-1]}",
             )
             return
         if task.round >= self._settings.loop.rounds:

@@ -72,9 +72,17 @@ class Workplace(ABC):
 
     @abstractmethod
     def at_work(self) -> AbstractAsyncContextManager[None]:
-        """Say that the task's worker, or one of its commands, is at work during this block.
+        """Say that the task's worker is at work during this block.
 
         What it leaves at the end is the task's; what others change in it afterwards is not.
+        """
+
+    @abstractmethod
+    def checking(self) -> AbstractAsyncContextManager[None]:
+        """Say that commands of ours check the task during this block, after a `look`.
+
+        What they do to the task's own files (a formatter does) is its change too; what else they
+        leave is not.
         """
 
     @abstractmethod

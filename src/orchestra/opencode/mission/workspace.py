@@ -190,12 +190,14 @@ class Workspace:
     # --- who is at work ---
 
     @asynccontextmanager
-    async def at_work(self, seat: Seat) -> AsyncIterator[None]:
+    async def at_work(self, seat: Seat, *, is_checking: bool = False) -> AsyncIterator[None]:
         """Somebody's worker or command is at work; at the end, what it left is looked at.
 
         Args:
             seat: Whose.
+            is_checking: Whether it is a command of ours that checks a task.
         """
+        seat.is_checking = is_checking
         seat.working += 1
         self._present[seat] = None
         try:
@@ -281,8 +283,7 @@ class Workspace:
             elif judgement.fate is Fate.PUT_BACK:
                 back[path] = judgement
             else:
-                self.warnings.append(f"{path} changed while nobody of this mission was at work")
-                self._settle(path, found[path])
+                self._let_be(path, found[path], judgement)
         if back:
             await self._put_back(back, found)
 
@@ -306,6 +307,11 @@ class Workspace:
             owner.changed.add(path)
             if not owner.files:
                 self.seats.own(path, owner)
+        self._settle(path, state)
+
+    def _let_be(self, path: str, state: FileState | None, judgement: Judgement) -> None:
+        if not judgement.suspects:  # else a command has left it
+            self.warnings.append(f"{path} changed while nobody of this mission was at work")
         self._settle(path, state)
 
     def _settle(self, path: str, state: FileState | None) -> None:
@@ -449,13 +455,16 @@ class Workspace:
             await self.written(list(files))
         return problem
 
-    async def put_aside(self, task_id: str, directory: Path, paths: Sequence[str]) -> None:
-        """Move what a task has changed in its copy without a lease into quarantine. A checkpoint.
+    async def put_aside(
+        self, task_id: str, directory: Path, paths: Sequence[str], why: str
+    ) -> None:
+        """Move what must not have changed in a task's copy into quarantine. A checkpoint.
 
         Args:
             task_id: The task.
             directory: Its copy of the workspace.
             paths: The files.
+            why: Why they must not.
         """
         folder = await self._pool.run(make_folder, self.directory)
         aside = folder / "quarantine" / slug(task_id)
@@ -463,7 +472,7 @@ class Workspace:
         names = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
         where = aside.relative_to(self.directory)
         self.warnings.append(
-            f"task {task_id!r} changed {names} without a lease: put back; its version is in {where}"
+            f"task {task_id!r} changed {names} {why}: put back; its version is in {where}"
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import final
 import anyio
 import anyio.to_thread
 
-from orchestra.opencode.mission.apart import Apart
+from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat, Seats
 from orchestra.opencode.mission.git import GitError, split
 from orchestra.opencode.mission.leases import Leases
@@ -259,7 +259,7 @@ class Worktrees:
 
     async def _integrate(self, place: Worktree, tree: str) -> Taken:
         repository, seat = self.repository, place.seat
-        if (await place.tree()) != tree:
+        if not await place.settle(tree):
             return Taken(is_moved=True)
         message = _message(seat.task_id)
         change = await repository.commit(tree, message, place.base)
@@ -450,10 +450,11 @@ class Worktree(Apart):
             tree, before = await self.tree(), await self._before()
             changed = await repository.changed(before, tree)
             if strays := [path for path in changed if not self._may_write(path)]:
-                await self._put_back(strays)
+                await self._put_back(strays, self.base, NO_LEASE)
                 tree = await self.tree()
                 changed = await repository.changed(before, tree)
             diff = await repository.diff(before, tree)
+            self.checked, self.seat.changed = tree, set(changed)
         except GitError as exc:
             return Change(tree="", directory=self.directory, problems=(str(exc),))
         return Change(
@@ -488,15 +489,51 @@ class Worktree(Apart):
         holders = (self._worktrees.seats, self._worktrees.workspace.seats)
         return all(seats.holder(path) in {None, self.seat} for seats in holders)
 
-    async def _put_back(self, strays: Sequence[str]) -> None:
+    async def settle(self, tree: str) -> bool:
+        """Put aside what has changed since a check, since then nobody was to be at work.
+
+        A checkpoint.
+
+        Args:
+            tree: What was checked.
+
+        Returns:
+            Whether it holds what was checked.
+
+        Raises:
+            GitError: It cannot be put aside.
+        """
+        now = await self.tree()
+        if now == tree:
+            return True
+        if self.seat.working or not tree or tree != (self.checked or tree):
+            return False
+        late = await self._worktrees.repository.changed(tree, now)
+        await self._put_back(late, tree, AFTER_CHECK)
+        return await self.tree() == tree
+
+    async def clear(self) -> None:
+        """See `Apart.clear`."""
+        try:
+            found = await self._worktrees.repository.changed(self.checked, await self.tree())
+            left = [path for path in found if not self.is_own(path)]
+            await anyio.to_thread.run_sync(unlink_all, self.directory, left)
+            await self._restore(left, self.checked)
+        except (GitError, OSError):
+            return  # the look that follows tells of it
+
+    async def _put_back(self, strays: Sequence[str], source: str, why: str) -> None:
         self.strays += strays
-        await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays)
+        await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays, why)
+        await self._restore(strays, source)
+
+    async def _restore(self, strays: Sequence[str], source: str) -> None:
         git = self._worktrees.repository.git.at(self.directory)
-        listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", self.base))
+        listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", source))
         if there := sorted({*strays} & {*listed}):
             await git.run(
                 "restore",
-                f"--source={self.base}",
+                f"--source={source}",
                 "--worktree",
                 "--pathspec-from-file=-",
                 "--pathspec-file-nul",
