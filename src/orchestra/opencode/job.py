@@ -47,6 +47,7 @@ from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tel
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.project_plugins import check_no_plugins
 from orchestra.opencode.reaper import find_processes, kill
 from orchestra.opencode.records import RECORDS
 from orchestra.opencode.staff import Staff, find_staff
@@ -118,10 +119,16 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     )
     budget = attrs.evolve(settings.budget, mission=limit)
     settings = attrs.evolve(settings, budget=budget)
+    if saved is not None:
+        directory = saved.directory
+    else:
+        directory = _make_workspace(mission, options.directory)
+    if mission.backend == "opencode" and mission.url is None and not mission.project_config:
+        check_no_plugins(directory)
     return Job(
         goal=mission.goal if saved is None else saved.goal,
         backend=backend,
-        directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
+        directory=directory,
         plan=mission.plan,
         agents=staff.agents,
         settings=settings,
