@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from orchestra import MemoryStore
 from orchestra.opencode.mission.isolation import Isolation
+from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.places import Places
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
+from orchestra.opencode.mission.worktrees import Worktrees
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 
@@ -86,6 +88,34 @@ async def accept(place: Workplace) -> str:
 
 def branches(root: Path) -> list[str]:
     return git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
+
+
+async def test_cancelled_before_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is cancelled while worktrees are got ready leaves no lock, no folder and no file."""
+    make_repository(tmp_path / "r")
+
+    async def cancel(_: Worktrees) -> str:
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        raise AssertionError("not cancelled")
+
+    released: list[bool] = []
+    release = MissionLock.release
+
+    def note(lock: MissionLock) -> None:
+        released.append(lock.is_held)
+        release(lock)
+
+    monkeypatch.setattr(MissionLock, "release", note)
+    with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+        patch.setattr(Worktrees, "_find_tip", cancel)
+        async with worktrees_at(tmp_path / "r"):
+            pass
+    assert scope.cancelled_caught
+    assert True in released
+    assert not [path for path in (tmp_path / "worktrees").rglob("*") if path.is_file()]
 
 
 async def test_the_users_work_survives(tmp_path: Path) -> None:
@@ -389,6 +419,70 @@ async def test_what_a_killed_mission_leaves(tmp_path: Path) -> None:
     assert git(root, "show", "orchestra/salvage/dead/t:untracked") == "precious"
     assert git(root, "worktree", "list").count("\n") == 1
     assert not list((tmp_path / "worktrees").glob("*/*"))
+
+
+@pytest.mark.parametrize("moment", ["added", "adding", "written", "removed", "locked"])
+async def test_a_worktree_that_was_being_made_or_removed(moment: str, tmp_path: Path) -> None:
+    """Killed in the middle of it, a task has its worktree all the same, and none is left."""
+    root = tmp_path / "r"
+    make_repository(root)
+    async with MemoryStore() as store:
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            top = place.directory
+            base = top.with_name("t.base")
+            kept = base.read_text()
+            if moment == "added":  # and nobody has written down what it was made of
+                base.unlink()
+            elif moment == "adding":
+                base.unlink()
+                for path in (*top.iterdir(), root / ".git/worktrees/t/HEAD"):
+                    path.unlink()
+                (root / ".git/worktrees/t/locked").write_text("initializing")
+            elif moment == "written":
+                await work(place, a="mine\n2\n3\n")
+                base.with_name("t.base.new").write_text("half")
+            elif moment == "removed":
+                git(root, "worktree", "remove", "--force", str(top))
+            else:
+                top.with_name("t.index.lock").touch()
+                top.with_name("index.lock").touch()
+            places.abandon()
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            assert (
+                (place.directory / "a")
+                .read_text()
+                .startswith("mine" if moment == "written" else "1")
+            )
+            await work(place, a="done\n2\n3\n")
+            assert not await accept(place)
+            assert places.warnings == []
+    assert kept
+    assert (root / "a").read_text() == "done\n2\n3\n"
+    assert branches(root) == ["main"]
+    assert git(root, "worktree", "list").count("\n") == 1
+    assert not git(root, "for-each-ref", "refs/orchestra")
+    assert not list((tmp_path / "worktrees").glob("*/*"))
+
+
+async def test_a_change_that_was_taken_over_already(tmp_path: Path) -> None:
+    """Killed before it could say so, a task is known to be taken over, until it is begun again."""
+    root = tmp_path / "r"
+    make_repository(root)
+    async with MemoryStore() as store:
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            await work(place, a="done\n2\n3\n")
+            tree = (await place.look()).tree
+            assert not (await place.integrate(tree)).problem
+            places.abandon()
+        async with worktrees_at(root, store=store) as places:
+            assert not await places.is_taken("t", ("a",), "another")
+            assert await places.is_taken("t", ("a",), tree)
+            await places.open("t", ("a",))
+            assert not await places.is_taken("t", ("a",), tree)
+    assert branches(root) == ["main"]
 
 
 ACTS = st.lists(

@@ -16,7 +16,8 @@ import anyio
 import pytest
 
 from orchestra.errors import ConfigurationError, TransportError
-from orchestra.opencode.client import locate, reaper
+from orchestra.opencode import reaper
+from orchestra.opencode.client import locate
 from orchestra.opencode.client.locate import check_version, find_opencode, locate_opencode
 from orchestra.opencode.client.server import ManagedServer
 

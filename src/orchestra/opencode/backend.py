@@ -437,13 +437,14 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
     async def _enter_workspace(self, path: Path) -> Workspace:
         """The workspace of a directory, with its event stream connected."""
         self._check_open()
-        place = await anyio.Path(path).resolve()
-        if not await place.is_dir():
-            raise NotADirectoryError(f"{path} is not a directory")
-        directory = str(place)
-        is_ours = self._server is not None and not self._project_config
-        if is_ours and directory not in self._workspaces:
-            await anyio.to_thread.run_sync(check_no_plugins, Path(directory))
+        directory = str(path)
+        if directory not in self._workspaces:  # which are known by what they are after all links
+            place = await anyio.Path(path).resolve()
+            if not await place.is_dir():
+                raise NotADirectoryError(f"{path} is not a directory")
+            directory = str(place)
+            if self._server is not None and not self._project_config:
+                await anyio.to_thread.run_sync(check_no_plugins, Path(directory))
         workspace = self._workspaces.get(directory)
         if workspace is None or workspace.failure is not None:
             http = self._check_open()

@@ -25,7 +25,7 @@ from orchestra import (
     SQLiteStore,
     background_tasks,
 )
-from orchestra.errors import ConfigurationError, StoreError
+from orchestra.errors import ConfigurationError, StoreError, WorkspaceOwnedError
 from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.allowances import Allowance
@@ -371,6 +371,8 @@ async def _run_mission(
             showing.start_soon(progress.run)
             report = await mission.wait_finished()
             await outlets.flush()
+            if mission.is_lost:  # the report is the new owner's to write
+                raise WorkspaceOwnedError(report.reason)
             return report
 
 
