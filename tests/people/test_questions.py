@@ -9,7 +9,15 @@ import anyio
 import pytest
 from attrs import evolve
 
-from orchestra import Agent, EmbeddedBackend, MemoryStore, MVCCStore, PermissionRule, SQLiteStore, Turn
+from orchestra import (
+    Agent,
+    EmbeddedBackend,
+    MemoryStore,
+    MVCCStore,
+    PermissionRule,
+    SQLiteStore,
+    Turn,
+)
 from orchestra.events import PermissionRequest
 from orchestra.opencode.agents.roles import add_rules
 from orchestra.opencode.mission.events import MissionEvent, TurnStarted
@@ -411,6 +419,8 @@ async def test_rules_reach_the_agents(tmp_path: Path) -> None:
     backend = EmbeddedBackend({"worker": look, "reviewer": review})
     await run_mission("g", backend=backend, directory=tmp_path, plan=PLAN, settings=settings)
     rules = ASKING.permissions["worker"]
-    assert found[0].permissions[-len(add_rules(Agent("x"), rules)) :] == add_rules(Agent("x"), rules)
+    assert found[0].permissions[-len(add_rules(Agent("x"), rules)) :] == add_rules(
+        Agent("x"), rules
+    )
     assert [rule for rule in found[0].permissions if rule in rules][-3:] == list(rules)
     assert found[0].subagent_depth == 1
