@@ -64,7 +64,9 @@ def test_every_key_of_the_rules_is_documented() -> None:
     """The page of the mission file names each rule, with the default that the code has."""
     page = (ROOT / "docs" / "mission-file.rst").read_text("utf-8")
     defaults = MissionSettings()
-    assert re.search(rf"^``max_rounds`` \(.*default {defaults.loop.rounds}\)$", page, re.MULTILINE)
+    limits = {"max_rounds": defaults.loop.rounds, "max_iterations": defaults.loop.iterations}
+    for key, limit in limits.items():
+        assert re.search(rf"^``{key}`` \(.*default {limit}\)$", page, re.MULTILINE)
     for key in ("turn_timeout", "command_timeout", "retry_delay"):
         assert re.search(
             rf"^``{key}`` \(.*default {getattr(defaults, key):g}\)$", page, re.MULTILINE

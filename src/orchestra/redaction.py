@@ -64,7 +64,10 @@ class _Rule:
     description: str
 
 
+_Anchor = tuple[str, _Rule, SecretRule]
+
 _SHORT = 120
+_PLAIN = frozenset({int, float, bool, type(None)})
 _REMEMBERED = 4_096
 """Texts in which nothing was found, of up to 120 characters, that are not read again: names, paths
 and states come a thousand times. None of them is a secret."""
@@ -150,14 +153,17 @@ class Redactor:
         ),
     )
 
-    _ranked: tuple[tuple[_Rule, SecretRule], ...] = field(init=False, repr=False, eq=False)
+    _exact: tuple[_Anchor, ...] = field(init=False, repr=False, eq=False)
+    _caseless: tuple[_Anchor, ...] = field(init=False, repr=False, eq=False)
     _clean: set[str] = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        ranked = tuple(
-            (_Rule(rank, rule.kind, rule.description), rule) for rank, rule in enumerate(self.rules)
-        )
-        object.__setattr__(self, "_ranked", ranked)  # as a frozen class must
+        anchors: dict[bool, list[_Anchor]] = {False: [], True: []}
+        for rank, rule in enumerate(self.rules):
+            named = _Rule(rank, rule.kind, rule.description)
+            anchors[rule.is_caseless] += [(anchor, named, rule) for anchor in rule.anchors]
+        object.__setattr__(self, "_exact", tuple(anchors[False]))  # as a frozen class must
+        object.__setattr__(self, "_caseless", tuple(anchors[True]))
         object.__setattr__(self, "_clean", set())
 
     def find(self, text: str) -> tuple[Secret, ...]:
@@ -196,17 +202,24 @@ class Redactor:
         Args:
             value: What JSON has; other things are returned as they are.
         """
-        if isinstance(value, str):
-            return self.redact(value)
-        if isinstance(value, Mapping):
+        kind = type(value)
+        if kind is str:
+            return value if value in self._clean else self.redact(value)
+        if kind in _PLAIN:
+            return value
+        if kind is dict or isinstance(value, Mapping):
             return {key: self._redact_item(key, item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)([self.redact_value(item) for item in value])
-        return value
+        return self.redact(value) if isinstance(value, str) else value
 
     def _redact_item(self, key: object, item: object) -> Any:
+        if type(item) in _PLAIN:
+            return item
         if not isinstance(key, str) or not isinstance(item, str):
             return self.redact_value(item)
+        if f"{key}: {item}" in self._clean and item in self._clean:
+            return item
         redacted = self.redact(item)
         if redacted != item or len(key) > 100 or "\n" in item:
             return redacted
@@ -267,21 +280,20 @@ class Redactor:
 
     def _rule_spans(self, text: str) -> Iterator[_Span]:
         lowered = _lower(text)
-        for named, rule in self._ranked:
-            where = lowered if rule.is_caseless else text
-            for anchor in rule.anchors:
-                if anchor not in where:  # as good as always
+        # As good as always there are none, so that finding this out is what counts.
+        found = [(each, text) for each in self._exact if each[0] in text]
+        found += [(each, lowered) for each in self._caseless if each[0] in lowered]
+        for (anchor, named, rule), where in found:
+            position = where.find(anchor)
+            while position >= 0:
+                match = rule.pattern.match(text, max(position - rule.offset, 0))
+                if match is None:
+                    position = where.find(anchor, position + 1)
                     continue
-                position = where.find(anchor)
-                while position >= 0:
-                    match = rule.pattern.match(text, max(position - rule.offset, 0))
-                    if match is None:
-                        position = where.find(anchor, position + 1)
-                        continue
-                    if (span := _secret_of(rule, match)) is not None:
-                        yield *span, named
-                    # What was read is not read again, or a scan could take the square of the time.
-                    position = where.find(anchor, max(match.end(), position + 1))
+                if (span := _secret_of(rule, match)) is not None:
+                    yield *span, named
+                # What was read is not read again, or a scan could take the square of the time.
+                position = where.find(anchor, max(match.end(), position + 1))
 
     def _drawn_spans(self, text: str) -> Iterator[_Span]:
         if self.minimum_entropy is None:

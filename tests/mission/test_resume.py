@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from orchestra import Agent, EmbeddedBackend, MemoryStore, MVCCStore, Turn
 from orchestra.errors import LeaseLostError, MissionError, WorkspaceOwnedError
 from orchestra.events import FinishReason, Usage
 from orchestra.opencode import (
+    Isolation,
     Mission,
     MissionOutcome,
     MissionReport,
@@ -27,12 +30,14 @@ from orchestra.opencode import (
     load_mission,
     resume_mission,
 )
-from orchestra.opencode.mission.keys import MISSION, OWNER, PLAN, RESULT, STATE, TASK
+from orchestra.opencode.mission.isolation import IsolationKind
+from orchestra.opencode.mission.keys import MISSION, OWNER, PLAN, RESULT, STATE, TASK, WAITS
 from orchestra.opencode.mission.messages import read_task
 from orchestra.opencode.mission.orders import AgentAnswered
 from orchestra.opencode.mission.ownership import Ownership, find_owner
 from orchestra.opencode.mission.saved import unfinished_missions
 
+CARRIED = [["", "", 5.0, "tasks"], ["", "", 50.0, "away"]]
 QUICK = MissionSettings(retry_delay=0, todo_file=None, has_evidence=False)
 PLANNED = json.dumps(
     {
@@ -92,15 +97,16 @@ async def go_on(store: MVCCStore, team: Team, mission_id: str, **options: Any) -
 async def run(
     store: MVCCStore, team: Team, directory: Path, **options: Any
 ) -> tuple[str, MissionReport]:
-    mission = Mission(
-        "the goal",
-        backend=team.backend,
-        directory=directory,
-        store=store,
-        settings=QUICK,
-        **options,
-    )
+    options = {"settings": QUICK, **options}
+    mission = Mission("the goal", backend=team.backend, directory=directory, store=store, **options)
     return mission.id, await finish(mission)
+
+
+def git_init(root: Path) -> None:
+    """Make a repository with one commit."""
+    who = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=root, check=True)  # noqa: S607
 
 
 async def copy_of(store: MVCCStore, mission_id: str, revision: int, into: MVCCStore) -> None:
@@ -191,26 +197,124 @@ async def test_an_interrupted_mission_goes_on(tmp_path: Path) -> None:
             await go_on(store, team, name)
 
 
-@pytest.mark.parametrize("damage", ["changed", "removed"])
-async def test_a_result_whose_file_is_another_one_is_done_again(
-    damage: str, tmp_path: Path
-) -> None:
-    """Whose file was changed or removed runs again, and what was made of it; nothing else."""
+async def test_the_deadline_counts_over_restarts(tmp_path: Path) -> None:
+    """Only the time that nobody carried the mission on is not taken from it."""
+    async with MemoryStore() as store:
+        team = Team()
+        name = await interrupted(store, team, tmp_path, "a")
+        await store.namespace(name).put(WAITS + "00000900", CARRIED)
+        rules = evolve(QUICK, deadline=60.0)
+        team.rejections = {}
+        async with MemoryStore() as other:
+            await copy_of(store, name, await store.namespace(name).revision(), other)
+            report = await go_on(other, team, name, settings=rules)
+            assert report.outcome is MissionOutcome.ACCEPTED
+        rules = evolve(QUICK, deadline=40.0)
+        report = await go_on(store, team, name, settings=rules)
+        assert report.outcome is MissionOutcome.FAILED
+        assert report.reason == "the mission's deadline of 40 s is over"
+
+
+async def test_the_timeline_is_that_of_all_processes(tmp_path: Path) -> None:
+    """Turns of before a restart are in it, at the time at which they were."""
+    async with MemoryStore() as store:
+        team = Team()
+        name = await interrupted(store, team, tmp_path, "a")
+        await store.namespace(name).put(WAITS + "00000900", CARRIED)
+        report = await go_on(store, team, name)
+        assert report.outcome is MissionOutcome.ACCEPTED
+        turns = [(span.name, span.task_id) for span in report.timeline]
+        assert turns.count(("worker", "a")) == 1
+        assert ("planner", None) in turns
+        starts = [span.started for span in report.timeline]
+        assert starts == sorted(starts)
+        assert all(
+            0 <= span.queued <= span.started <= span.ended <= report.elapsed
+            for span in report.timeline
+        )
+        late = {span.task_id for span in report.timeline if span.started >= 50}
+        assert "b" in late
+        assert "a" not in late
+        assert report.elapsed >= report.segments[-1].until >= 50
+
+
+async def test_a_result_whose_file_is_gone_is_done_again(tmp_path: Path) -> None:
+    """Whose file was removed runs again, and what was made of it; nothing else."""
     async with MemoryStore() as store:
         name, _ = await run(store, Team(), tmp_path)
         async with MemoryStore() as crashed:
             await copy_of(store, name, await before_the_end(store, name), crashed)
-            path = tmp_path / "a.txt"
-            path.write_text("somebody else was here") if damage == "changed" else path.unlink()
+            (tmp_path / "a.txt").unlink()
             team = Team()
             team.rejections = {}
             report = await go_on(crashed, team, name)
             assert report.outcome is MissionOutcome.ACCEPTED
             assert {turn for turn in team.turns if "worker" in turn} == {"worker a", "worker b"}
             saved = await load_mission(crashed, name)
-            assert saved.why["a"] == f"its file a.txt was {damage} after it was accepted"
+            assert saved.why["a"] == "its file a.txt was removed after it was accepted"
             assert saved.why["b"] == "it depends on 'a', which runs again"
-            assert path.read_text() == "a was here\n"
+            assert (tmp_path / "a.txt").read_text() == "a was here\n"
+
+
+@pytest.mark.parametrize("kind", ["shared", "worktree"])
+async def test_what_a_person_has_changed_is_not_overwritten(
+    kind: IsolationKind, tmp_path: Path
+) -> None:
+    """An accepted file that was edited stays: it is reviewed as it is now, and so is the whole.
+
+    Where what was taken over cannot be looked at any more, it stays accepted. What was made of it
+    is made again.
+    """
+    root = tmp_path / "work"
+    root.mkdir()
+    git_init(root)
+    rules = evolve(
+        QUICK, has_evidence=True, isolation=Isolation(kind=kind, folder=tmp_path / "homes")
+    )
+    person = "a person was here\n"
+    async with MemoryStore() as store:
+        name, _ = await run(store, Team(), root, settings=rules)
+        async with MemoryStore() as crashed:
+            await copy_of(store, name, await before_the_end(store, name), crashed)
+            (root / "a.txt").write_text(person)
+            (root / "b.txt").unlink()
+            seal = (f"{sys.executable}", "-c", f"assert open('a.txt').read() == {person!r}")
+            team = Team()
+            team.rejections = {}
+            report = await go_on(
+                crashed, team, name, settings=evolve(rules, acceptance=(seal,), allow=(seal,))
+            )
+            assert report.outcome is MissionOutcome.ACCEPTED, report
+            assert (root / "a.txt").read_text() == person
+            assert (root / "b.txt").read_text() == "b was here\n"
+            assert [each.exit_code for each in report.commands] == [0]
+            reviewed = ["reviewer a"] if kind == "shared" else []
+            assert sorted(team.turns) == sorted([*reviewed, "reviewer b", "worker b"])
+            saved = await load_mission(crashed, name)
+            why = "its file a.txt was changed after it was accepted"
+            assert saved.why["a"] == why + (", and stays as it is" if kind == "worktree" else "")
+            assert saved.why["b"] == "it depends on 'a', whose files were changed"
+            async with MemoryStore() as again:  # killed once more, it is known how it is
+                await copy_of(crashed, name, await before_the_end(crashed, name), again)
+                team = Team()
+                await go_on(again, team, name, settings=evolve(rules, acceptance=(seal,)))
+                assert not team.turns
+
+
+async def test_a_person_s_change_that_the_reviewer_rejects(tmp_path: Path) -> None:
+    """It is a round like another: the worker is told why, and goes on with what is there."""
+    async with MemoryStore() as store:
+        name, _ = await run(store, Team(), tmp_path)
+        async with MemoryStore() as crashed:
+            await copy_of(store, name, await before_the_end(store, name), crashed)
+            (tmp_path / "c.txt").write_text("a person was here\n")
+            team = Team()
+            team.rejections = {"c": 1}
+            report = await go_on(crashed, team, name)
+            assert report.outcome is MissionOutcome.ACCEPTED
+            assert team.turns == {"worker c": 1, "reviewer c": 2}
+            task = next(task for task in report.tasks if task.id == "c")
+            assert task.reasons == ("again",)
 
 
 async def test_a_task_that_is_another_one_is_done_again(tmp_path: Path) -> None:

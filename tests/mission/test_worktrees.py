@@ -421,6 +421,70 @@ async def test_what_a_killed_mission_leaves(tmp_path: Path) -> None:
     assert not list((tmp_path / "worktrees").glob("*/*"))
 
 
+@pytest.mark.parametrize("moment", ["added", "adding", "written", "removed", "locked"])
+async def test_a_worktree_that_was_being_made_or_removed(moment: str, tmp_path: Path) -> None:
+    """Killed in the middle of it, a task has its worktree all the same, and none is left."""
+    root = tmp_path / "r"
+    make_repository(root)
+    async with MemoryStore() as store:
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            top = place.directory
+            base = top.with_name("t.base")
+            kept = base.read_text()
+            if moment == "added":  # and nobody has written down what it was made of
+                base.unlink()
+            elif moment == "adding":
+                base.unlink()
+                for path in (*top.iterdir(), root / ".git/worktrees/t/HEAD"):
+                    path.unlink()
+                (root / ".git/worktrees/t/locked").write_text("initializing")
+            elif moment == "written":
+                await work(place, a="mine\n2\n3\n")
+                base.with_name("t.base.new").write_text("half")
+            elif moment == "removed":
+                git(root, "worktree", "remove", "--force", str(top))
+            else:
+                top.with_name("t.index.lock").touch()
+                top.with_name("index.lock").touch()
+            places.abandon()
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            assert (
+                (place.directory / "a")
+                .read_text()
+                .startswith("mine" if moment == "written" else "1")
+            )
+            await work(place, a="done\n2\n3\n")
+            assert not await accept(place)
+            assert places.warnings == []
+    assert kept
+    assert (root / "a").read_text() == "done\n2\n3\n"
+    assert branches(root) == ["main"]
+    assert git(root, "worktree", "list").count("\n") == 1
+    assert not git(root, "for-each-ref", "refs/orchestra")
+    assert not list((tmp_path / "worktrees").glob("*/*"))
+
+
+async def test_a_change_that_was_taken_over_already(tmp_path: Path) -> None:
+    """Killed before it could say so, a task is known to be taken over, until it is begun again."""
+    root = tmp_path / "r"
+    make_repository(root)
+    async with MemoryStore() as store:
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("t", ("a",))
+            await work(place, a="done\n2\n3\n")
+            tree = (await place.look()).tree
+            assert not (await place.integrate(tree)).problem
+            places.abandon()
+        async with worktrees_at(root, store=store) as places:
+            assert not await places.is_taken("t", ("a",), "another")
+            assert await places.is_taken("t", ("a",), tree)
+            await places.open("t", ("a",))
+            assert not await places.is_taken("t", ("a",), tree)
+    assert branches(root) == ["main"]
+
+
 ACTS = st.lists(
     st.tuples(
         st.sampled_from(["write", "remove", "add", "commit", "move", "accept", "open", "discard"]),

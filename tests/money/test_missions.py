@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 from model_backend import ModelBackend, Play, done
 
+from orchestra import Price
 from orchestra.abc import Agent
 from orchestra.events import (
     Finished,
@@ -226,7 +227,10 @@ async def test_a_cap_holds_against_parallel_children_that_all_overspend(tmp_path
     assert all(task.state is not TaskState.WORKING for task in report.tasks)
 
 
-async def test_what_was_worked_for_is_still_judged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limit", [Allowance(tokens=200_000), Allowance(dollars=2.0), Allowance(seconds=62.0)]
+)
+async def test_what_was_worked_for_is_still_judged(limit: Allowance, tmp_path: Path) -> None:
     """When a worker has used up the budget, the review of another uses what is kept for it."""
 
     async def answer(agent: Agent) -> AsyncGenerator[SessionEvent]:
@@ -239,7 +243,8 @@ async def test_what_was_worked_for_is_still_judged(tmp_path: Path) -> None:
         is_good = agent.name == "reviewer" or "t0" in prompt
         return answer(agent) if is_good else overspend(agent, prompt)
 
-    budget = BudgetSettings(mission=Allowance(tokens=200_000), wrap_up=0.1)
+    prices = {model: Price(input=1, output=10) for model in ("p/m1", "own/r")}
+    budget = BudgetSettings(mission=limit, wrap_up=0.1, prices=prices)
     report, _ = await mission(play, tmp_path, evolve(SETTINGS, budget=budget), tasks=3)
     assert report.outcome is MissionOutcome.FAILED
     assert "budget 'mission'" in report.reason
@@ -247,7 +252,9 @@ async def test_what_was_worked_for_is_still_judged(tmp_path: Path) -> None:
     assert states["t0"] is TaskState.ACCEPTED
     assert states["t1"] is TaskState.FAILED
     assert report.costs is not None
-    assert report.costs.tokens <= 200_000 + STEP
+    assert report.costs.tokens <= (200_000 if limit.seconds is None else 120 * STEP) + STEP
+    judged = next(span for span in report.timeline if span.name == "reviewer")
+    assert judged.ended > (limit.seconds or 0.0) * 0.9, "in what was kept"
 
 
 async def test_a_tasks_budget_ends_the_task_alone(tmp_path: Path) -> None:

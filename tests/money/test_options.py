@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,72 @@ def test_a_budget_from_the_command_line_ends_the_mission_with_1(
     assert "budget" in report["reason"]
     assert 0 < report["costs"]["tokens"] <= 51_000
     assert "Cost" in (work / ".orchestra" / "report.html").read_text()
+
+
+LOOP = """
+goal = "spend"
+[agents.commander]
+call = "agents.py:lead"
+[agents.planner]
+call = "agents.py:lead"
+[agents.worker]
+call = "agents.py:work"
+[agents.reviewer]
+call = "agents.py:refuse"
+"""
+LOOPING = """
+import json
+import anyio
+from itertools import count
+from orchestra.events import Usage
+
+NUMBERS, PATIENT = count(), %r
+
+async def lead(turn):
+    return json.dumps({"tasks": [{"id": f"t{next(NUMBERS)}", "title": "do it"}]})
+
+async def work(turn):
+    if PATIENT:
+        await anyio.sleep_forever()
+    await turn.usage(Usage(input_tokens=100, output_tokens=100, cost=0.0003))
+    (turn.directory / f"file{next(NUMBERS)}.txt").write_text("work")
+    return "done"
+
+async def refuse(turn):
+    await turn.usage(Usage(input_tokens=100, output_tokens=10, cost=0.0001))
+    return '{"verdict": "reject", "reasons": ["once more"]}'
+"""
+
+
+@pytest.mark.parametrize(
+    ("goal", "rules", "words", "named"),
+    [
+        ("loop", "[rules]\nmax_rounds = 2\nmax_iterations = 2", [], "limited to 2 iterations"),
+        ("loop", "", ["--max-tokens", "3_000"], "budget .* of 3,000"),
+        ("loop", "[budget]\nunknown_price = 'free'", ["--max-cost", "0.004"], r"budget .* 0\.004"),
+        ("patient", "", ["--max-time", "0.5"], r"budget .* 0\.5 s"),
+        ("patient", "[rules]\ndeadline = 0.5", [], r"deadline of 0\.5 s is over"),
+    ],
+)
+def test_each_limit_ends_the_loop_with_1_and_is_named(
+    goal: str,
+    rules: str,
+    words: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Iterations, tokens, money and time: exit code 1, and a report that says which it was."""
+    (tmp_path / "agents.py").write_text(LOOPING % (goal == "patient"))
+    (tmp_path / "mission.toml").write_text(LOOP.replace("spend", goal) + rules)
+    work = tmp_path / "work"
+    work.mkdir()
+    code = main(["run", str(tmp_path / "mission.toml"), "--dir", str(work), "--json", *words])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert report["outcome"] == "failed"
+    assert re.search(named, report["reason"])
+    assert html.escape(report["reason"]) in (work / ".orchestra" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ FULL: dict[str, Any] = {
     "limits": {"worker": 4, "reviewer": 2},
     "rules": {
         "max_rounds": 2,
+        "max_iterations": 4,
         "command_timeout": 10,
         "turn_timeout": 2.5,
         "deadline": 60.0,
@@ -99,7 +100,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert mission.template is None
     assert mission.settings == MissionSettings(
         limits={"commander": 1, "planner": 10, "worker": 4, "reviewer": 2},
-        loop=LoopLimits(rounds=2),
+        loop=LoopLimits(rounds=2, iterations=4),
         acceptance=(("python3", "-m", "unittest", "-q"),),
         allow=(
             ("python3", "-m", "unittest", "-q"),

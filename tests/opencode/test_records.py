@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,42 @@ def test_missions_are_remembered_beside_each_other(
     code, out, _ = run(capsys, "verify", "--dir", str(workspace))
     assert code == 0
     assert out.count("whole") == 2
+
+
+KILLED = """
+import sys
+from orchestra.opencode.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_mission_is_told_from_a_running_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once its owner's process is gone, `why`, `history` and `cancel` say so, and whose it was."""
+    file = tmp_path / "mission.toml"
+    file.write_text(MISSION.replace('"echo", "hello"', '"sleep", "2"'))
+    words = [sys.executable, "-c", KILLED, "run", str(file), "--dir", str(tmp_path)]
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while "a is working" not in run(capsys, "why", "a", "--dir", str(tmp_path))[1]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert "no longer there" not in run(capsys, "why", "a", "--dir", str(tmp_path))[1]
+        assert "no longer there" not in run(capsys, "history", "--dir", str(tmp_path))[1]
+    finally:
+        child.kill()
+        child.wait()
+    told = f"its owner (process {child.pid} on "
+    for command in (("why", "a"), ("history",)):
+        _, out, _ = run(capsys, *command, "--dir", str(tmp_path))
+        assert told in out
+        assert "is no longer there; 'orchestra resume mission_" in out
+    code, out, _ = run(capsys, "cancel", "last", "--dir", str(tmp_path))
+    assert code == 0
+    assert f"its orchestrator (process {child.pid} on " in out
+    assert told not in run(capsys, "history", "--dir", str(tmp_path))[1]
 
 
 async def test_missions_of_one_second_are_in_order(tmp_path: Path) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
-from benchmarks.kill_and_resume import asked, kill_run, rules
+from benchmarks.kill_and_resume import Run, asked, kill_run, rules, wanted
 from benchmarks.killable import KillableServer
 
+from orchestra import SQLiteStore
 from orchestra.opencode.cli import main
+from orchestra.opencode.mission.ownership import find_owner
+from orchestra.opencode.records import RECORDS
 from orchestra.testing import ScriptedModel
 
 pytestmark = pytest.mark.real_server
@@ -36,10 +44,68 @@ def test_nothing_is_paid_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str
             tell=print,
         )
         assert code == 0
-        assert run.files() == {f"f{n}.txt": f"This is t{n}.\n" for n in range(1, TASKS + 1)}
+        assert run.files() == wanted(TASKS)
+        assert run.leftovers() == []
         assert set(asked(model).values()) == {1}
         assert len(asked(model)) == 2 + TASKS * 3
     assert main(["why", "t1", "--dir", str(run.workspace)]) == 0
     assert "it would not run again" in capsys.readouterr().out
     assert main(["resume", "--dir", str(run.workspace)]) == 2
     assert "has come to its end" in capsys.readouterr().err
+
+
+def test_an_owner_that_slept_is_followed(tmp_path: Path) -> None:
+    """Stopped, followed by another and woken, a process says who that is, and touches nothing.
+
+    Its turns' time is over by then, but they are the other's, so it aborts none.
+    """
+    go = threading.Event()
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(ScriptedModel(*rules(2, wait=go.wait))) as model,
+        KillableServer(tmp_path / "server", model.opencode_config()) as server,
+    ):
+        run = Run(tmp_path, server, workers=2, lifetime=0.5)
+        patient = run.file.read_text()
+        run.file.write_text(f"{patient}[rules]\nturn_timeout = 3.0\n")
+        sleeper = run.start(is_first=True)
+        _wait(lambda: len(asked(model)) == 4)
+        over = time.monotonic() + 3.2
+        sleeper.send_signal(signal.SIGSTOP)
+        run.file.write_text(patient)
+        follower = run.start(is_first=False)
+        try:
+            _wait(lambda: time.monotonic() > over and _owner(run.workspace) == follower.pid)
+            sleeper.send_signal(signal.SIGCONT)
+            told, _ = sleeper.communicate(timeout=60)
+            assert follower.poll() is None  # the other is in the middle of it
+            go.set()
+            output, _ = follower.communicate(timeout=60)
+        finally:
+            go.set()
+            for process in (sleeper, follower):
+                process.kill()
+                process.communicate()
+        assert follower.returncode == 0, output
+        assert sleeper.returncode == 1, told
+        assert f"which process {follower.pid} on" in told
+        assert "report:" not in told
+        assert run.files() == wanted(2)
+        assert set(asked(model).values()) == {1}
+        assert len(asked(model)) == 2 + 2 * 3
+
+
+def _owner(workspace: Path) -> int:
+    async def find() -> int:
+        async with SQLiteStore(workspace / ".orchestra" / RECORDS, read_only=True) as store:
+            owner = await find_owner(store, workspace)
+            return 0 if owner is None else owner.pid
+
+    return anyio.run(find)
+
+
+def _wait(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -435,10 +435,12 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
     async def _enter_workspace(self, path: Path) -> Workspace:
         """The workspace of a directory, with its event stream connected."""
         self._check_open()
-        place = await anyio.Path(path).resolve()
-        if not await place.is_dir():
-            raise NotADirectoryError(f"{path} is not a directory")
-        directory = str(place)
+        directory = str(path)
+        if directory not in self._workspaces:  # which are known by what they are after all links
+            place = await anyio.Path(path).resolve()
+            if not await place.is_dir():
+                raise NotADirectoryError(f"{path} is not a directory")
+            directory = str(place)
         workspace = self._workspaces.get(directory)
         if workspace is None or workspace.failure is not None:
             http = self._check_open()

@@ -25,7 +25,7 @@ from orchestra import (
     SQLiteStore,
     background_tasks,
 )
-from orchestra.errors import ConfigurationError, StoreError
+from orchestra.errors import ConfigurationError, StoreError, WorkspaceOwnedError
 from orchestra.events import ShutdownChanged, ShutdownPhase
 from orchestra.opencode.housekeeping import clean_workspace
 from orchestra.opencode.mission.allowances import Allowance
@@ -362,7 +362,10 @@ async def _run_mission(
         interruption.mission = mission
         async with background_tasks() as showing:
             showing.start_soon(progress.run)
-            return await mission.wait_finished()
+            report = await mission.wait_finished()
+            if mission.is_lost:  # the report is the new owner's to write
+                raise WorkspaceOwnedError(report.reason)
+            return report
 
 
 @asynccontextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 from attrs import frozen
@@ -13,7 +14,9 @@ from attrs import frozen
 from orchestra import MVCCStore, SQLiteStore
 from orchestra.errors import ConfigurationError
 from orchestra.opencode.mission.ledger import MISSION, PLAN, TASK
+from orchestra.opencode.mission.ownership import explain_absence
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
+from orchestra.opencode.mission.saved import RUNNING
 
 __all__ = (
     "MISSION",
@@ -21,6 +24,7 @@ __all__ = (
     "RecordedMission",
     "RecordedStep",
     "VerifiedMission",
+    "find_absence",
     "find_mission",
     "list_missions",
     "list_steps",
@@ -43,6 +47,7 @@ class RecordedMission:
         state: How it ended, or ``running``: it has not ended, or was killed.
         tasks: How many tasks its plan had.
         goal: What it was for.
+        absence: That nobody carries it on although it has not ended; else empty.
     """
 
     id: str
@@ -50,10 +55,12 @@ class RecordedMission:
     state: str
     tasks: int
     goal: str
+    absence: str = ""
 
     def __str__(self) -> str:
         goal = " ".join(self.goal.split())[:60]
-        return f"{self.id}  {self.started_at}  {self.state:<11}  {self.tasks:>4} tasks  {goal}"
+        line = f"{self.id}  {self.started_at}  {self.state:<11}  {self.tasks:>4} tasks  {goal}"
+        return f"{line}\n  {self.absence}" if self.absence else line
 
 
 @frozen(kw_only=True)
@@ -141,10 +148,24 @@ async def list_missions(directory: Path) -> list[RecordedMission]:
                     state=about["state"],
                     tasks=len(plan),
                     goal=about["goal"],
+                    absence=await find_absence(store, name, about),
                 )
                 first = await space.journal(0, limit=1)  # many may start in one second
                 found.append((mission.started_at, [record.time for record in first], mission))
     return [mission for *_, mission in sorted(found, key=lambda each: each[:2])]
+
+
+async def find_absence(store: MVCCStore, mission: str, about: Mapping[str, Any]) -> str:
+    """Say that nobody carries on a mission which has not ended; empty: somebody does, or it has.
+
+    Args:
+        store: The workspace's records.
+        mission: The mission's id.
+        about: What is recorded under ``mission`` of it.
+    """
+    if about["state"] != RUNNING or "directory" not in about:
+        return ""
+    return await explain_absence(store, Path(about["directory"]), mission)
 
 
 async def find_mission(directory: Path, reference: str) -> str:

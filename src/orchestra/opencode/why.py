@@ -19,12 +19,14 @@ from orchestra.opencode.mission.report import TaskState
 from orchestra.opencode.mission.report_files import REPORT_FOLDER
 from orchestra.opencode.mission.resuming import Present, find_stale
 from orchestra.opencode.mission.saved import SavedMission, load_mission
+from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.wait_words import explain_time, explain_wait
 from orchestra.opencode.mission.waits import read_book
-from orchestra.opencode.records import RECORDS, find_mission
+from orchestra.opencode.records import MISSION, RECORDS, find_absence, find_mission
 
 __all__ = ("EXPLAINERS", "Explainer", "TaskExplanation", "explain", "explain_task")
 
+_OVER = {state.value for state in OVER}
 _HOLDING = {"working", "checking", "reviewing", "merging", "split"}
 
 
@@ -59,6 +61,7 @@ class Case:
         plain: What is recorded of it.
         stale: The tasks that would run again now, with the reason.
         is_carried: Whether a process carries the mission on, as far as can be seen.
+        absence: That none does although the mission has not ended; else empty.
     """
 
     saved: SavedMission
@@ -66,6 +69,7 @@ class Case:
     plain: Mapping[str, Any]
     stale: Mapping[str, str]
     is_carried: bool = True
+    absence: str = ""
 
     def state_of(self, name: str) -> str:
         """Return how far a task is."""
@@ -80,7 +84,7 @@ Explainer = Callable[[Case], Iterator[str]]
 def why_it_ran(case: Case) -> Iterator[str]:
     """Say why it was begun, and why it was begun again."""
     if again := case.saved.why.get(case.spec.id):
-        yield f"it ran once more, since {again}"
+        yield f"it was done or checked once more, since {again}"
     elif case.plain.get("round"):
         yield "it ran, since the plan has it and there was no result of it"
     for number, reason in enumerate(case.plain.get("reasons", ()), 1):
@@ -108,12 +112,18 @@ def why_it_waits(case: Case) -> Iterator[str]:
         yield f"it is in round {case.plain.get('round')}"
 
 
+def whether_anybody_is_there(case: Case) -> Iterator[str]:
+    """Say of a task that is not over that nobody is at work on it any more."""
+    if case.absence and case.plain.get("state") not in _OVER:
+        yield case.absence
+
+
 def whether_it_runs_again(case: Case) -> Iterator[str]:
     """Say of what was accepted whether going on would pay for it again."""
     if case.plain.get("state") != TaskState.ACCEPTED.value:
         return
     if reason := case.stale.get(case.spec.id):
-        yield f"it would run again, since {reason}"
+        yield f"it would run or be checked again, since {reason}"
     elif result := case.saved.results.get(case.spec.id):
         yield f"it would not run again: all it was made of is as it was (key {result.key[:12]})"
 
@@ -134,6 +144,7 @@ def where_its_time_went(case: Case) -> Iterator[str]:
 
 
 EXPLAINERS: tuple[Explainer, ...] = (
+    whether_anybody_is_there,
     why_it_ran,
     why_it_waits,
     where_its_time_went,
@@ -158,14 +169,20 @@ async def explain_task(directory: Path, task: str, reference: str = "last") -> T
     async with SQLiteStore(directory / REPORT_FOLDER / RECORDS, read_only=True) as store:
         saved = await load_mission(store, name)
         owner = await find_owner(store, saved.directory)
+        absence = await find_absence(store, name, await store.namespace(name).get(MISSION))
     paths = sorted({path for result in saved.results.values() for path in result.after})
     files = await anyio.to_thread.run_sync(digest_files, saved.directory, paths)
     is_carried = owner is not None and owner.mission == name
-    return explain(saved, task, files, is_carried=is_carried)
+    return explain(saved, task, files, is_carried=is_carried, absence=absence)
 
 
 def explain(
-    saved: SavedMission, task: str, files: Mapping[str, str], *, is_carried: bool = True
+    saved: SavedMission,
+    task: str,
+    files: Mapping[str, str],
+    *,
+    is_carried: bool = True,
+    absence: str = "",
 ) -> TaskExplanation:
     """Say why a task is where it is.
 
@@ -174,6 +191,7 @@ def explain(
         task: The task's id.
         files: The digests of what its results have changed, as it is now.
         is_carried: Whether a process carries the mission on.
+        absence: As for `Case`.
 
     Raises:
         ConfigurationError: There is no such task in it.
@@ -193,6 +211,7 @@ def explain(
         plain=record.tasks.get(task, {"state": TaskState.WAITING.value}),
         stale=find_stale(record.specs, saved.results, present, task_digest),
         is_carried=is_carried,
+        absence=absence,
     )
     return TaskExplanation(
         mission=saved.id,

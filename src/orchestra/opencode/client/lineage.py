@@ -35,6 +35,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
+        self._parents: set[str] = set()
         self._refused: set[str] = set()
 
     def __repr__(self) -> str:
@@ -65,6 +66,7 @@ class Lineage:
         parent = self._places.get(info.parent_id or "")
         if parent is None or info.id in self._places:
             return None
+        self._parents.add(info.parent_id or "")
         depth = parent.depth + 1
         is_refused = parent.limit is not None and depth > parent.limit
         self._note(
@@ -93,6 +95,15 @@ class Lineage:
             oldest = next(iter(self._places))
             del self._places[oldest]
             self._refused.discard(oldest)
+            self._parents.discard(oldest)
+
+    def has_children(self, session_id: str) -> bool:
+        """Whether a session is known to have started others.
+
+        Args:
+            session_id: Any session.
+        """
+        return session_id in self._parents
 
     def relabel(self, session_id: str, metadata: Mapping[str, str]) -> None:
         """Note that a session of ours has other metadata now.

@@ -83,8 +83,11 @@ class OpenCodeSession(Session):
         self._turn: Turn | None = None
         self.is_sound: bool = True
         """Whether no turn of it ended in a way that leaves it in doubt."""
+        self.is_uncut: bool = True
+        """Whether no turn of it was ended before its agent was through."""
         self._is_empty = is_new
         self._is_new = is_new
+        self._mark = workspace.stream.mark if is_new else None
         self._is_resetting = False
         self._closing: anyio.Event | None = None
 
@@ -244,7 +247,8 @@ class OpenCodeSession(Session):
         if self._workspace.failure is not None:
             return
         try:
-            await self._workspace.quiet_children(self._id)
+            if not (self.is_uncut and self._workspace.is_childless(self._id, self._mark)):
+                await self._workspace.quiet_children(self._id)
             if self._is_new:
                 await self._workspace.http.delete_session(self._id)
             else:  # it may be at work on what others have told it
@@ -343,6 +347,7 @@ class Turn:
         for event in events:
             if isinstance(event, Finished):
                 self.session.is_sound &= event.reason in _SOUND
+                self.session.is_uncut &= event.reason in _SOUND - {FinishReason.ABORTED}
         if self._machine.is_finished:
             self._finished.set()
             self._wake.set()

@@ -84,6 +84,11 @@ class EventStream:
         self._changed = anyio.Event()
 
     @property
+    def mark(self) -> tuple[int, int] | None:
+        """Where the stream is; the same one later: no event was missed. None: it is down."""
+        return (self.reconnects, self.malformed) if self._is_connected else None
+
+    @property
     def is_connected(self) -> bool:
         """Whether events come in now."""
         return self._is_connected

@@ -174,6 +174,16 @@ class Workspace:
             found += layer
         return found
 
+    def is_childless(self, session_id: str, since: tuple[int, int] | None) -> bool:
+        """Whether the stream, which has missed nothing, told of no child of a session of ours.
+
+        Args:
+            session_id: The session.
+            since: The stream's mark when it was opened.
+        """
+        is_whole = since is not None and since == self.stream.mark
+        return is_whole and not self._lineage.has_children(session_id)
+
     async def abort_tree(self, session: OpenCodeSession) -> None:
         """Ask the server to abort a session, then its children one by one; reject what they ask.
 

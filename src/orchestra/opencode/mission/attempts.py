@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from orchestra import Agent, Session, SessionBackend
-from orchestra.errors import OrchestraError, SessionLostError
+from orchestra.errors import LeaseLostError, OrchestraError, SessionLostError, StoreError
 from orchestra.opencode.mission.ledger import Ledger
 from orchestra.opencode.mission.orders import Ask
 from orchestra.opencode.mission.plan import Role
@@ -99,6 +99,16 @@ class Attempts:
             return None
         self._reopened[ask.session] = session
         return session
+
+    async def is_ours(self) -> bool:
+        """Whether this process carries the mission on, as far as can be told. A checkpoint."""
+        try:
+            await self._ledger.confirm()
+        except LeaseLostError:
+            return False
+        except StoreError:
+            return True
+        return True
 
     async def detach(self) -> None:
         """Leave the sessions of earlier processes as they are. A checkpoint if there are any."""

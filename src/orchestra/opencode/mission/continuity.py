@@ -34,6 +34,7 @@ from orchestra.opencode.mission.orders import (
     Finish,
     PlanMade,
     StopRequested,
+    TaskAdded,
     TaskMoved,
 )
 from orchestra.opencode.mission.ownership import Ownership
@@ -51,6 +52,8 @@ _LOOK_INTERVAL = 1.0
 """Seconds between two looks at TODO.md for what others have written into it."""
 _REST = 9
 """How many times as long as it took to write TODO.md it is left alone afterwards."""
+_SHORTEST_REST = 0.2
+"""Seconds that it is left alone at least: people do not read faster."""
 
 
 @final
@@ -99,10 +102,15 @@ class Continuity:
         self._plan = plan
         self._saved = saved
         worker = agents[Role.WORKER]
-        self._present = Present(prompt=prompt_digest(worker), model=worker.model or "")
+        self._present = Present(
+            prompt=prompt_digest(worker),
+            model=worker.model or "",
+            is_apart=settings.isolation.kind == "worktree",
+        )
         self._results: dict[str, Result] = dict(saved.results) if saved is not None else {}
         self._inputs: dict[str, Mapping[str, str]] = dict(saved.inputs) if saved is not None else {}
         self._specs: dict[str, TaskSpec] = {}
+        self._parts: dict[str, TaskSpec] = {}
         self._totals = saved.usage if saved is not None else Usage()
         self._is_resuming: Continuation | None = None
         self._failure: StoreError | None = None
@@ -161,11 +169,21 @@ class Continuity:
             except StoreError as exc:
                 self._failure = exc
 
-    async def keep(self, lost: Callable[[], None]) -> None:
+    async def explain(self, error: StoreError) -> str:
+        """Say why the mission's state cannot be written: another owner, or the store. A checkpoint.
+
+        Args:
+            error: What came of writing it.
+        """
+        if self._owner is not None and self._owner.is_lost:
+            return await self._owner.explain_loss()
+        return f"the mission's state cannot be written: {error}"
+
+    async def keep(self, lost: Callable[[str], None]) -> None:
         """Stay the owner; to be run beside the mission.
 
         Args:
-            lost: Called when it is not any more.
+            lost: Called with the reason when it is not any more.
         """
         if self._owner is not None and self._failure is None:
             await self._owner.keep(lost)
@@ -196,6 +214,10 @@ class Continuity:
             self._has_begun = True
             return self._machine.start()
         self.ledger.resume(saved)
+        try:
+            await self.ledger.enter()
+        except StoreError as exc:  # told by the first step
+            self._failure = exc
         await self.attempts.close_others(self._id)
         paths = {path for result in saved.results.values() for path in result.after}
         files = await anyio.to_thread.run_sync(digest_files, self._directory, sorted(paths))
@@ -206,8 +228,12 @@ class Continuity:
         self._is_resuming = going
         commands = self._machine.restore(going.record)
         self._specs = {spec.id: spec for spec in self._machine.specs()}
+        self._parts = {part.id: part for part, _ in going.record.parts}
         for name in going.again:
             self._results.pop(name, None)
+        for name in going.kept:
+            result = self._results[name]
+            self._results[name] = evolve(result, after={path: files[path] for path in result.after})
         if going.is_replanned and self._machine.plan is not None:
             made = PlanMade(plan=self._machine.plan, iteration=self._machine.iteration)
             return [made, *commands]
@@ -278,8 +304,10 @@ class Continuity:
             touched = (*touched, *going.again)
             for name, reason in going.again.items():
                 further |= {WHY + name: reason, RESULT + name: None}
-        for plan in (each.plan for each in commands if isinstance(each, PlanMade)):
-            self._specs |= {spec.id: spec for spec in plan.tasks}
+            for name, reason in going.kept.items():
+                kept = f"{reason}, and stays as it is"
+                further |= {WHY + name: kept, RESULT + name: self._results[name].plain()}
+        self._learn(commands)
         further |= await self._look(commands)
         before = self._totals
         for event in events:
@@ -306,7 +334,8 @@ class Continuity:
             began = anyio.current_time()
             with anyio.CancelScope(shield=True):
                 await self.show(warn)
-            await anyio.sleep(_REST * (anyio.current_time() - began))  # a long list takes long
+            took = anyio.current_time() - began  # a long list takes long
+            await anyio.sleep(max(_SHORTEST_REST, _REST * took))
 
     async def show(self, warn: Callable[[str], None]) -> None:
         """Bring TODO.md up to date, as long as this is the owner. A checkpoint.
@@ -317,11 +346,20 @@ class Continuity:
         if self.is_lost:
             return
         try:
+            await self.ledger.confirm()
             await self.ledger.project()
         except (OSError, StoreError) as exc:
             warn(f"{self._todo} cannot be written: {exc}")
         while self.ledger.warnings:
             warn(self.ledger.warnings.pop())
+
+    def _learn(self, commands: Sequence[Command]) -> None:
+        """Keep the tasks that are told of."""
+        for each in commands:
+            if isinstance(each, PlanMade):
+                self._specs |= {spec.id: spec for spec in each.plan.tasks}
+            elif isinstance(each, TaskAdded):
+                self._parts[each.spec.id] = each.spec
 
     async def _look(self, commands: Sequence[Command]) -> dict[str, Any]:
         """Take the digests of the files of tasks that begin, and of those that were accepted."""
@@ -330,12 +368,17 @@ class Continuity:
         for each in commands:
             if not isinstance(each, TaskMoved | Ask):
                 continue
-            spec = self._specs.get(each.task_id or "")
+            name = each.task_id or ""
+            spec = self._specs.get(name) or self._parts.get(name)
             if spec is None:
                 continue
             if _is_begin(each) and spec.files:
                 begun[spec.id] = spec.files
-            elif isinstance(each, TaskMoved) and each.state is TaskState.ACCEPTED:
+            elif (
+                isinstance(each, TaskMoved)
+                and each.state is TaskState.ACCEPTED
+                and spec.id in self._specs
+            ):
                 receipt = self._machine.task_report(spec.id).receipt
                 accepted[spec.id] = (*spec.files, *(receipt.changed if receipt else ()))
         paths = {path for files in (*begun.values(), *accepted.values()) for path in files}

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
 import anyio
 
-from orchestra import WorkStealingPool
+from orchestra import MVCCStore, Transaction, WorkStealingPool
 from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.contents import Contents
-from orchestra.opencode.mission.evidence import FileState, TooLargeError, Tree, WorkspaceWatch
-from orchestra.opencode.mission.leases import Leases
-from orchestra.opencode.mission.putting_back import write_file
+from orchestra.opencode.mission.copy_book import CopyBook, read_base, write_base
+from orchestra.opencode.mission.evidence import (
+    FileState,
+    TooLargeError,
+    Tree,
+    WorkspaceWatch,
+    read_state,
+)
+from orchestra.opencode.mission.leases import Leases, allow
+from orchestra.opencode.mission.putting_back import remove_drafts, write_file
 from orchestra.opencode.mission.workplaces import Change, Taken, Workplace, WorkplaceError
 from orchestra.opencode.mission.workspace import (
     MAX_LISTED,
@@ -41,6 +47,8 @@ class Copies:
         leases: Where the leases stand.
         pool: Copies and compares.
         skipped: Paths, relative to the workspace, that do not count.
+        store: The mission's namespace.
+        check: Called with each transaction; raises when the mission has another owner.
     """
 
     def __init__(
@@ -49,12 +57,23 @@ class Copies:
         leases: Leases,
         pool: WorkStealingPool,
         skipped: Sequence[str],
+        store: MVCCStore,
+        check: Callable[[Transaction], Awaitable[None]] = allow,
     ) -> None:
         self.workspace: Workspace = workspace
         self.leases: Leases = leases
         self.pool: WorkStealingPool = pool
         self._skipped = skipped
+        self._book = CopyBook(store, check)
         self._open: dict[str, _Copy] = {}
+
+    async def begin(self) -> None:
+        """Find the copies that a process which was killed has left. A checkpoint.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        await self._book.begin()
 
     async def open(self, task_id: str, files: tuple[str, ...]) -> Workplace:
         """Give a task its copy, or the one that it has. A checkpoint.
@@ -65,35 +84,75 @@ class Copies:
 
         Raises:
             WorkplaceError: The workspace is too large to be copied, or cannot be.
+            StoreError: It cannot be written where the copy is.
         """
         fence = await self.leases.take(task_id, ())  # others race for the same files
         copy = self._open.get(task_id)
         if copy is None:
-            copy = self._open[task_id] = await self._make(task_id, files)
+            copy = await self._adopt(task_id, files) or await self._make(task_id, files)
+            self._open[task_id] = copy
         copy.seat.fence = fence
         return copy
 
+    async def _adopt(self, task_id: str, files: tuple[str, ...]) -> _Copy | None:
+        """Go on in the copy that the task had under an earlier process, if it was finished."""
+        folder = self._book.left.get(task_id)
+        base = None if folder is None else await self.pool.run(read_base, folder)
+        if folder is None or base is None:
+            return None
+        top = folder / slug(task_id)
+        seat, contents = Seat(task_id, files), Contents()
+        watch = WorkspaceWatch(top, self.pool, skipped=self._skipped, keep=contents.keep)
+        try:
+            now = await watch.take()
+            root = str(self.workspace.directory)
+            newer = await self.pool.run(_keep_base, root, contents, base)
+        except BaseException as exc:
+            contents.close()
+            if not isinstance(exc, OSError | TooLargeError):
+                raise
+            return None
+        for path, state in newer.items():
+            if not seat.files or seat.covers(path):
+                continue  # that it is another one now is seen when the change is taken over
+            if state is None:
+                del base[path]
+            else:
+                base[path] = state
+        del self._book.left[task_id]
+        return _Copy(self, seat, top, watch, now, base, contents, is_found=True)
+
     async def _make(self, task_id: str, files: tuple[str, ...]) -> _Copy:
         root = self.workspace.directory
+        await self._remove_left(task_id)
         contents = Contents()
-        folder = Path(tempfile.mkdtemp(prefix="orchestra-copy-"))
+        folder = await self._book.name(task_id)
         top = folder / slug(task_id)
         try:
+            await self.pool.run(folder.mkdir, 0o700)
             listed = await WorkspaceWatch(root, self.pool, skipped=self._skipped).take()
             if len(listed.files) > _MAX_FILES or _size(listed) > _MAX_BYTES:
                 raise TooLargeError(f"of more than {_MAX_FILES:,} files or {_MAX_BYTES >> 20} MiB")
             await self.pool.run(_copy, root, top, list(listed.files))
             watch = WorkspaceWatch(top, self.pool, skipped=self._skipped, keep=contents.keep)
             base = await watch.take()
+            await self.pool.run(write_base, folder, base.files)
         except BaseException as exc:
             contents.close()
             with anyio.CancelScope(shield=True):
                 await self.pool.run(shutil.rmtree, folder, True)
+                await self._book.forget(task_id)
             if not isinstance(exc, OSError | TooLargeError):
                 raise
             why = f"there is no copy of the workspace for task {task_id!r}: {exc}"
             raise WorkplaceError(why) from exc
-        return _Copy(self, Seat(task_id, files), top, watch, base, contents)
+        return _Copy(self, Seat(task_id, files), top, watch, base, dict(base.files), contents)
+
+    async def _remove_left(self, task_id: str) -> None:
+        folder = self._book.left.pop(task_id, None)
+        if folder is not None:
+            await self.pool.run(shutil.rmtree, folder, True)
+            await self._book.forget(task_id)
 
     def find(self, task_id: str) -> Workplace | None:
         """Return the copy that a task has.
@@ -114,11 +173,21 @@ class Copies:
         copy.contents.close()
         with anyio.CancelScope(shield=True):
             await self.pool.run(shutil.rmtree, copy.directory.parent, True)
+            await self._book.forget(copy.seat.task_id)
+
+    def abandon(self) -> None:
+        """Leave everything where it is, for somebody else who has it now."""
+        for copy in self._open.values():
+            copy.contents.close()
+        self._open.clear()
+        self._book.left.clear()
 
     async def aclose(self) -> None:
-        """Remove what is left. A checkpoint."""
+        """Remove what is left, also of earlier processes. A checkpoint."""
         for copy in list(self._open.values()):
             await self.remove(copy)
+        for task_id in list(self._book.left):
+            await self._remove_left(task_id)
 
     def __repr__(self) -> str:
         return f"<Copies {len(self._open)}>"
@@ -146,17 +215,21 @@ class _Copy(Apart):
         seat: Seat,
         directory: Path,
         watch: WorkspaceWatch,
-        base: Tree,
+        now: Tree,
+        base: dict[str, FileState],
         contents: Contents,
+        *,
+        is_found: bool = False,
     ) -> None:
         super().__init__(seat)
+        self._is_found = is_found
         self.contents = contents
         self._copies = copies
         self._directory = directory
         self._watch = watch
-        self._tree = base
-        self._base: dict[str, FileState] = dict(base.files)
-        self._seen: Mapping[str, FileState] = base.files
+        self._tree = now
+        self._base = base
+        self._seen: Mapping[str, FileState] = now.files
 
     @property
     def directory(self) -> Path:
@@ -256,6 +329,8 @@ class _Copy(Apart):
         await workspace.refresh()
         if moved := [path for path in changed if self._is_moved(path)]:
             return Taken(problem=await self._hand_back(moved))
+        if self._is_found:
+            await self._copies.pool.run(remove_drafts, str(workspace.directory), changed)
         files = {path: self._tree.files.get(path) for path in changed}
         if problem := await workspace.write(files, self.contents):
             return Taken(problem=problem)
@@ -265,9 +340,10 @@ class _Copy(Apart):
 
     def _is_moved(self, path: str) -> bool:
         workspace = self._copies.workspace
-        now, base = workspace.state(path), self._base.get(path)
-        is_changed = (now and now.digest) != (base and base.digest)
-        return is_changed or workspace.seats.holder(path) is not None
+        states = workspace.state(path), self._base.get(path), self._tree.files.get(path)
+        now, base, mine = (state and state.digest for state in states)
+        # Like ours already: a process that was killed has written it.
+        return now not in {base, mine} or workspace.seats.holder(path) is not None
 
     async def _hand_back(self, paths: Sequence[str]) -> str:
         workspace = self._copies.workspace
@@ -289,6 +365,23 @@ class _Copy(Apart):
 
     def __repr__(self) -> str:
         return f"<Copy {self._directory} of {self.seat.task_id!r}>"
+
+
+def _keep_base(
+    root: str, contents: Contents, base: Mapping[str, FileState]
+) -> dict[str, FileState | None]:
+    """Keep what the files of a base held, from the workspace where the copy has changed them.
+
+    Returns:
+        The files of which that cannot be known any more, as they are in the workspace now.
+    """
+    newer = {}
+    for path, state in base.items():
+        if contents.get(state.digest) is None:
+            now = read_state(root, path, contents.keep)
+            if now is None or now.digest != state.digest:
+                newer[path] = now
+    return newer
 
 
 def _digest_in(files: Mapping[str, FileState], path: str) -> bytes | None:

@@ -35,6 +35,7 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
+from orchestra.opencode.mission.alarms import Alarms
 from orchestra.opencode.mission.attempts import Attempts
 from orchestra.opencode.mission.attribution import edited_paths
 from orchestra.opencode.mission.desks import Desks
@@ -155,6 +156,7 @@ class Crew:
         self._sessions: dict[str, SessionLease] = {}
         self._pool: SessionPool | None = None
         self._attempts: Attempts | None = None
+        self._alarms = Alarms(self._is_ours)
         self.memory: MissionMemory = memory
         self.opened: list[str] = []
         self.timeline: list[Span] = []
@@ -171,6 +173,13 @@ class Crew:
         """
         self._pool = pool
         self._attempts = attempts
+
+    async def keep_time(self) -> None:
+        """Cut turns off that take too long; to be run beside the mission."""
+        await self._alarms.keep()
+
+    async def _is_ours(self) -> bool:
+        return self._attempts is None or await self._attempts.is_ours()
 
     @property
     def sessions_open(self) -> int:
@@ -276,7 +285,7 @@ class Crew:
     async def _take_turn(self, ask: Ask, turn: Turn, watch: TurnWatch) -> Finished:
         """Run one turn to its end, whatever that is."""
         try:
-            with anyio.move_on_after(watch.seconds_left):
+            with self._alarms.move_on_after(watch.seconds_left):
                 return await self._prompt(ask, turn)
             return turn.cut_off(watch.time_over(self._settings.turn_timeout))
         except TurnStoppedError as exc:

@@ -54,6 +54,7 @@ class Desks:
     def __init__(self, directory: Path, tasks: TaskBook) -> None:
         self._directory = directory
         self._tasks = tasks
+        self._taken: set[str] = set()
         self.places: Workplaces
 
     async def begin(self, before: Mapping[str, Mapping[str, str]]) -> str:
@@ -72,7 +73,9 @@ class Desks:
             await self.places.begin()
             self.places.recall(before)
             for task_id, state in self._tasks.states().items():
-                if state in _UNDER_WAY:
+                if state is TaskState.MERGING and await self._is_taken(task_id):
+                    self._taken.add(task_id)
+                elif state in _UNDER_WAY:
                     await self.open(task_id)
                 elif state is TaskState.SPLIT:
                     await self.leave(task_id)
@@ -81,6 +84,11 @@ class Desks:
         except StoreError as exc:
             return f"the mission's state cannot be written: {exc}"
         return ""
+
+    async def _is_taken(self, task_id: str) -> bool:
+        task = self._tasks.task_report(task_id)
+        tree = task.receipt.tree if task.receipt is not None else ""
+        return bool(tree) and await self.places.is_taken(task_id, task.files, tree)
 
     async def open(self, task_id: str) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.
@@ -138,6 +146,9 @@ class Desks:
         Raises:
             StoreError: It cannot be written that it was.
         """
+        if order.task_id in self._taken:
+            self._taken.remove(order.task_id)
+            return Integrated(ticket=order.ticket)
         try:
             place = self.places.find(order.task_id) or await self.open(order.task_id)
             taken = await place.integrate(order.receipt.tree)

@@ -241,6 +241,9 @@ def _read(root: Table, path: Path, override: BackendKind | None) -> MissionFile:
             rounds=rules.integer(
                 "max_rounds", defaults.loop.rounds, minimum=1, maximum=_MOST_ROUNDS
             ),
+            iterations=rules.integer(
+                "max_iterations", defaults.loop.iterations, minimum=1, maximum=_MOST_ROUNDS
+            ),
         ),
         gates=_gates(root, defaults.gates),
         isolation=isolation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = (
     "ATTEMPT",
+    "COPY",
     "EVIDENCE",
     "INPUT",
     "MISSION",
@@ -39,6 +40,8 @@ EVIDENCE = "evidence/"
 """The change that a task's reviewer is shown."""
 ATTEMPT = "attempt/"
 """Session and id of a prompt, written before it is sent; gone with its session."""
+COPY = "copy/"
+"""The folder with the copy of the workspace that a task works in, written before it is made."""
 INPUT = "input/"
 """The digest of a task's files before anybody worked on it."""
 RESULT = "result/"

@@ -7,15 +7,19 @@ up and woke later, a mission whose place another process has taken) is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import final
 
 from orchestra import MVCCStore, Transaction
 
-__all__ = ("ACCEPTED", "LEASE", "Leases")
+__all__ = ("ACCEPTED", "LEASE", "Leases", "allow")
 
 LEASE = "lease/"
 ACCEPTED = "accepted/"
+
+
+async def allow(_: Transaction) -> None:
+    """Let every transaction be committed: there is no other owner."""
 
 
 @final
@@ -28,10 +32,14 @@ class Leases:
 
     Args:
         store: The mission's namespace.
+        check: Called with each transaction; raises when the mission has another owner.
     """
 
-    def __init__(self, store: MVCCStore) -> None:
+    def __init__(
+        self, store: MVCCStore, check: Callable[[Transaction], Awaitable[None]] = allow
+    ) -> None:
         self._store = store.using(author="leases")
+        self._check = check
 
     async def take(self, task_id: str, files: Sequence[str]) -> int:
         """Take a task's files for the attempt that begins, all or none. A checkpoint.
@@ -48,10 +56,13 @@ class Leases:
         """
 
         async def take(tx: Transaction) -> int:
+            await self._check(tx)
             held = [await tx.get(key) for key in _keys(task_id, files)]
             fence: int = max([tx.read_revision or 0, *(each["fence"] for each in held if each)]) + 1
             for key in _keys(task_id, files):
                 tx.put(key, {"task": task_id, "fence": fence})
+            if await tx.get(ACCEPTED + task_id) is not None:
+                tx.delete(ACCEPTED + task_id)  # what this attempt makes is not taken over yet
             return fence
 
         return await self._store.transact(take)
@@ -88,6 +99,7 @@ class Leases:
         """
 
         async def accept(tx: Transaction) -> str:
+            await self._check(tx)
             for key in _keys(task_id, files):
                 held = await tx.get(key)
                 if held is None or (held["task"], held["fence"]) != (task_id, fence):
@@ -98,6 +110,18 @@ class Leases:
             return ""
 
         return await self._store.transact(accept)
+
+    async def accepted(self, task_id: str) -> str:
+        """Return what of a task was taken over, since its last attempt began. A checkpoint.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            The digest that `accept` was given; empty: nothing was.
+        """
+        plain = await self._store.get(ACCEPTED + task_id)
+        return "" if plain is None else str(plain["tree"])
 
     async def release(self, task_id: str, files: Sequence[str], fence: int) -> None:
         """Give a task's files back, unless somebody else has them by now. A checkpoint.
@@ -112,6 +136,7 @@ class Leases:
         """
 
         async def release(tx: Transaction) -> None:
+            await self._check(tx)
             for key in _keys(task_id, files):
                 if await tx.get(key) == {"task": task_id, "fence": fence}:
                     tx.put(key, {"task": "", "fence": fence})

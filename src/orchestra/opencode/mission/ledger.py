@@ -161,6 +161,25 @@ class Ledger:
             self._shown.update(spec.id for spec in saved.record.specs)
             self._plans.update(saved.plans)
 
+    async def enter(self) -> None:
+        """Write that this process may write from now on, and no earlier one. A checkpoint.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now.
+            StoreError: It cannot be written.
+        """
+        if self._owner is not None:
+            await self._store.transact(self._owner.enter)
+
+    async def confirm(self) -> None:
+        """See that this process may write still. A checkpoint.
+
+        Raises:
+            LeaseLostError: Somebody else owns the mission by now.
+            StoreError: The store cannot be read.
+        """
+        await self._store.transact(self._check)
+
     async def record(
         self,
         commands: Sequence[Command],

@@ -539,7 +539,9 @@ class MissionMachine:
         elif step is Step.STOP or (is_last and step is not Step.NONE):
             self._fail(f"stagnation: plans change nothing any more; {reason}")
         elif is_last:
-            self._fail(reason)
+            limit = self._settings.loop.iterations
+            count = "1 iteration" if limit == 1 else f"{limit} iterations"
+            self._fail(f"{reason}; going on is limited to {count} ")
         else:
             self._phase = Phase.PLANNING
             self._planning.again(

@@ -30,7 +30,7 @@ from orchestra import MVCCStore, Transaction
 from orchestra.errors import ConflictError, LeaseLostError, StoreError, WorkspaceOwnedError
 from orchestra.opencode.mission.keys import OWNER
 
-__all__ = ("Owner", "Ownership", "find_owner", "last_owner")
+__all__ = ("Owner", "Ownership", "explain_absence", "find_owner", "last_owner")
 
 _LOG = logging.getLogger(__name__)
 
@@ -136,6 +136,32 @@ async def last_owner(store: MVCCStore, directory: Path) -> Owner:
     return Owner() if plain is None else Owner(**plain)
 
 
+async def explain_absence(store: MVCCStore, directory: Path, mission: str) -> str:
+    """Say that nobody carries on a mission which has not ended. A checkpoint.
+
+    Args:
+        store: Where missions are recorded.
+        directory: The workspace, resolved.
+        mission: The mission's id.
+
+    Returns:
+        A sentence; empty: somebody does, as far as can be seen.
+    """
+    owner = await last_owner(store, directory)
+    on = f"'orchestra resume {mission}' goes on"
+    if owner.mission != mission:
+        return f"nobody carries it on; {on}"
+    who = f"its owner (process {owner.pid} on {owner.host}, since {owner.since})"
+    if owner.is_gone:
+        return f"{who} is no longer there; {on}"
+    space = _namespace(store, directory)
+    last = await space.journal(await space.revision() - 1, limit=1)
+    away = time.time() - last[0].time if last else 0.0
+    if away > _LIFETIME:
+        return f"{who} has not renewed its lease for {away:.0f} s; {on}"
+    return ""
+
+
 @final
 class Ownership:
     """The right to run a mission in a workspace.
@@ -219,11 +245,11 @@ class Ownership:
                 return True
         return False
 
-    async def keep(self, lost: Callable[[], None]) -> None:
+    async def keep(self, lost: Callable[[str], None]) -> None:
         """Renew the lease for ever; to be run beside the mission.
 
         Args:
-            lost: Called when it is somebody else's.
+            lost: Called with a sentence when it is somebody else's.
         """
         try:
             async with self._space.lease(
@@ -233,7 +259,27 @@ class Ownership:
         except StoreError as exc:
             _LOG.warning("mission %s does not own its workspace any more: %s", self._mission, exc)
             self.is_lost = True
-            lost()
+            lost(await self.explain_loss())
+
+    async def explain_loss(self) -> str:
+        """Say who is the owner since this one is not any more. A checkpoint."""
+        away = (
+            f"this process was taken for dead, since it did not renew its lease for "
+            f"{self._lifetime:g} s"
+        )
+        try:
+            plain = await self._space.get(_CURRENT)
+        except StoreError as exc:
+            return f"{away}, and who carries mission {self._mission} on is not known: {exc}"
+        owner = Owner(**plain) if plain is not None else Owner()
+        if not owner.mission:
+            return f"{away}, and mission {self._mission} was carried on by another that has ended"
+        if owner.generation == self.generation:
+            return f"the lease on the workspace {self._directory} was lost; go on with 'orchestra resume'"
+        return (
+            f"{away}, and the workspace {self._directory} belongs to mission {owner.mission}, which "
+            f"process {owner.pid} on {owner.host} runs since {owner.since}; look at that one"
+        )
 
     async def enter(self, tx: Transaction) -> None:
         """Write this owner's number into the mission's namespace, before anything else.

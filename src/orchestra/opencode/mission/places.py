@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import final
 
 import anyio
 
-from orchestra import MVCCStore, WorkStealingPool
+from orchestra import MVCCStore, Transaction, WorkStealingPool
 from orchestra.opencode.mission.attribution import Seat
 from orchestra.opencode.mission.copies import Copies
 from orchestra.opencode.mission.isolation import Isolation
-from orchestra.opencode.mission.leases import Leases
+from orchestra.opencode.mission.leases import Leases, allow
 from orchestra.opencode.mission.repository import open_repository
 from orchestra.opencode.mission.shared import SharedWorkplace
 from orchestra.opencode.mission.workplaces import Change, Workplace, WorkplaceError, Workplaces
@@ -36,6 +36,7 @@ class Places(Workplaces):
         skipped: Paths, relative to the workspace, that do not count.
         is_watched: Whether the whole workspace is looked at.
         told: Called with a task whose change waits for those of earlier ones, and with these.
+        check: Called with each transaction; raises when the mission has another owner.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Places(Workplaces):
         skipped: Sequence[str] = (),
         is_watched: bool = True,
         told: Callable[[str, Sequence[str]], object] = lambda _task, _earlier: None,
+        check: Callable[[Transaction], Awaitable[None]] = allow,
     ) -> None:
         self._directory = directory
         self._mission_id = mission_id
@@ -56,7 +58,7 @@ class Places(Workplaces):
         self._told = told
         self._is_apart = isolation.kind == "worktree"
         self._pool = WorkStealingPool(name="orchestra-places")
-        self._leases = Leases(store)
+        self._leases = Leases(store, check)
         self._workspace = Workspace(
             directory,
             self._pool,
@@ -69,7 +71,7 @@ class Places(Workplaces):
         self._recalled: Mapping[str, Mapping[str, str]] = {}
         self._stack = AsyncExitStack()
         self._worktrees: Worktrees | None = None
-        self._copies = Copies(self._workspace, self._leases, self._pool, skipped)
+        self._copies = Copies(self._workspace, self._leases, self._pool, skipped, store, check)
         self._lock = anyio.Lock()
         self._is_git = True
 
@@ -82,6 +84,7 @@ class Places(Workplaces):
         """See `Workplaces.begin`."""
         await self._stack.enter_async_context(self._pool)
         await self._workspace.begin()
+        await self._copies.begin()
         if self._is_apart and await self._find_worktrees() is None:
             raise WorkplaceError(
                 f"{self._directory} is not in a git repository, so there are no worktrees; "
@@ -158,6 +161,19 @@ class Places(Workplaces):
         await self._workspace.settle_strays(files)
         return SharedWorkplace(self._workspace, seat, self._leases, fence)
 
+    async def is_taken(self, task_id: str, files: Sequence[str], tree: str) -> bool:
+        """See `Workplaces.is_taken`.
+
+        In the workspace itself taking over changes nothing, so it is simply done again there.
+        """
+        is_racing = "#" in task_id
+        if not (is_racing or self._is_apart) or await self._leases.accepted(task_id) != tree:
+            return False
+        names = tuple(normal_path(path) for path in files)
+        if (worktrees := await self._find_worktrees()) is not None:
+            await worktrees.finish(task_id, names, tree)
+        return True
+
     def find(self, task_id: str) -> Workplace | None:
         """See `Workplaces.find`."""
         place = self._places.get(task_id)
@@ -190,6 +206,12 @@ class Places(Workplaces):
     async def before(self, path: str) -> bytes | None:
         """See `Workplaces.before`."""
         return await self._workspace.contents(self._workspace.first(path))
+
+    def abandon(self) -> None:
+        """See `Workplaces.abandon`."""
+        if self._worktrees is not None:
+            self._worktrees.abandon()
+        self._copies.abandon()
 
     async def aclose(self) -> None:
         """See `Workplaces.aclose`."""

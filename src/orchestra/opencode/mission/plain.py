@@ -41,7 +41,7 @@ def clean(value: Any) -> Any:
         value: Texts, numbers, lists and dicts.
     """
     if isinstance(value, str):
-        return value.encode("utf-8", errors="replace").decode()
+        return value if value.isascii() else value.encode("utf-8", errors="replace").decode()
     if isinstance(value, list):
         return [clean(item) for item in value]
     if isinstance(value, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -14,7 +16,9 @@ from attrs import frozen
 from orchestra.opencode.mission.contents import Contents
 from orchestra.opencode.mission.evidence import FileState, read_state
 
-__all__ = ("Restored", "Restoring", "move_aside", "put_back", "write_file")
+__all__ = ("Restored", "Restoring", "move_aside", "put_back", "remove_drafts", "write_file")
+
+_TOKEN = re.compile(r"[0-9a-f]{8}")
 
 
 @frozen(kw_only=True)
@@ -121,7 +125,7 @@ def write_file(root: str, path: str, data: bytes, mode: int) -> None:
     if real != base and not real.startswith(base + os.sep):
         raise OSError(f"{path} leads out of the workspace")
     full.parent.mkdir(parents=True, exist_ok=True)
-    temporary = full.with_name(f".{full.name[:100]}.{secrets.token_hex(4)}")
+    temporary = full.with_name(f"{_draft(full)}{secrets.token_hex(4)}")
     try:
         if stat.S_ISLNK(mode):
             temporary.symlink_to(os.fsdecode(data.removeprefix(b"link:")))
@@ -131,3 +135,20 @@ def write_file(root: str, path: str, data: bytes, mode: int) -> None:
         temporary.replace(full)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_drafts(root: str, paths: Sequence[str]) -> None:
+    """Remove what `write_file` has left beside files when its process was killed. Blocks.
+
+    Args:
+        root: The workspace.
+        paths: The files, relative to it.
+    """
+    for full in (Path(root, path) for path in paths):
+        for found in full.parent.glob(f"{glob.escape(_draft(full))}*"):
+            if _TOKEN.fullmatch(found.name.removeprefix(_draft(full))):
+                found.unlink(missing_ok=True)
+
+
+def _draft(full: Path) -> str:
+    return f".{full.name[:100]}."

@@ -20,6 +20,7 @@ from orchestra.opencode.mission.scrubbing import Scrubber
 from orchestra.opencode.mission.spending import Spending, as_cost_node
 from orchestra.opencode.mission.statistics import MissionStatistics
 from orchestra.opencode.mission.steps import OwnSteps
+from orchestra.opencode.mission.timeline import make_timeline
 from orchestra.opencode.mission.wait_log import WaitLog
 from orchestra.opencode.mission.waits import totals
 
@@ -99,7 +100,7 @@ class Reporter:
             evolve(task, segments=book.segments(task.id, now))
             for task in self.machine.task_reports()
         )
-        timeline = (*spans, *self.crew.timeline)
+        began = self.waits.began
         report = MissionReport(
             goal=self.goal,
             outcome=finish.outcome,
@@ -108,9 +109,9 @@ class Reporter:
             directory=self.directory,
             tasks=tasks,
             commands=self.machine.commands,
-            timeline=tuple(sorted(timeline, key=lambda span: span.started)),
+            timeline=make_timeline(book, (*spans, *self.crew.timeline), began=began),
             usage=self.crew.usage,
-            elapsed=elapsed,
+            elapsed=began + elapsed,
             started_at=started_at,
             warnings=(*self.machine.warnings, *warnings),
             evidence=evidence,

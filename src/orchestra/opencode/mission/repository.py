@@ -272,6 +272,14 @@ class Repository:
         code, _, _ = await self.git.ask("merge-base", "--is-ancestor", commit, of)
         return code == 0
 
+    async def refs(self, prefix: str) -> list[str]:
+        """Return the names of references. A checkpoint.
+
+        Args:
+            prefix: What they begin with; with a ``/`` at its end.
+        """
+        return (await self.git.run("for-each-ref", "--format=%(refname)", prefix)).split()
+
     async def free_branch(self, name: str) -> str:
         """Return the name of a branch that does not exist yet. A checkpoint.
 

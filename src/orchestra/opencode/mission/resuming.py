@@ -29,10 +29,13 @@ class Present:
         prompt: The version of the worker's prompt.
         model: The worker's model.
         files: The digest of each file that a result is about.
+        is_apart: Whether tasks work in worktrees, so that what was taken over cannot be looked at
+            as a task's change any more.
     """
 
     prompt: str
     model: str
+    is_apart: bool = False
     files: Mapping[str, str] = field(factory=dict)
 
 
@@ -42,22 +45,25 @@ class Continuation:
 
     Attributes:
         record: What the machine is restored from; None: it starts from the beginning.
-        again: Tasks that had been begun or accepted and run once more, with the reason.
+        again: Tasks that had been begun or accepted and run once more, or whose files are checked
+            and reviewed once more, with the reason.
+        kept: Tasks that stay accepted although somebody has changed their files, with the reason.
         is_replanned: Whether the plan that it is given is another one than before.
     """
 
     record: MissionRecord | None
     again: Mapping[str, str] = field(factory=dict)
+    kept: Mapping[str, str] = field(factory=dict)
     is_replanned: bool = False
 
 
-def find_stale(  # noqa: C901  (one case for each reason)
+def find_stale(
     specs: Sequence[TaskSpec],
     results: Mapping[str, Result],
     present: Present,
     digest: Callable[[TaskSpec], str],
 ) -> dict[str, str]:
-    """Say which accepted tasks have to run once more, and why; in which order does not matter.
+    """Say which accepted tasks do not stay as they are, and why; in which order does not matter.
 
     Args:
         specs: The tasks.
@@ -65,6 +71,20 @@ def find_stale(  # noqa: C901  (one case for each reason)
         present: How things are now.
         digest: Gives a task's digest.
     """
+    return {**_find_stale(specs, results, present, digest)[0]}
+
+
+def _find_stale(  # noqa: C901  (one case for each reason)
+    specs: Sequence[TaskSpec],
+    results: Mapping[str, Result],
+    present: Present,
+    digest: Callable[[TaskSpec], str],
+) -> tuple[dict[str, str], set[str]]:
+    """Return the reasons, and the tasks whose files somebody has changed and that are not redone.
+
+    To run these once more would overwrite what a person has done.
+    """
+    edited: set[str] = set()
     broken: dict[str, list[str]] = {}
     for name, done in results.items():
         for path in done.after:
@@ -80,6 +100,7 @@ def find_stale(  # noqa: C901  (one case for each reason)
         other = next(
             (each for each, key in result.depends.items() if _key(results, each) != key), ""
         )
+        odd = _differing(result, broken, results, present)
         if digest(known[name]) != result.task:
             why[name] = "its task in the plan is another one than was accepted"
         elif result.prompt != present.prompt:
@@ -87,13 +108,18 @@ def find_stale(  # noqa: C901  (one case for each reason)
         elif result.model != present.model:
             before, now = result.model or "the default", present.model or "the default"
             why[name] = f"the worker's model was {before} and is {now}"
+        elif changed := [path for path in odd if present.files.get(path)]:
+            why[name] = f"its file {changed[0]} was changed after it was accepted"
+            edited.add(name)
+        elif rerun in edited:
+            why[name] = f"it depends on {rerun!r}, whose files were changed"
         elif rerun:
             why[name] = f"it depends on {rerun!r}, which runs again"
         elif other:
             why[name] = f"it was made of another result of {other!r} than there is now"
-        elif changed := _changed(result, broken, results, present):
-            why[name] = changed
-    return why
+        elif odd:
+            why[name] = f"its file {odd[0]} was removed after it was accepted"
+    return why, edited
 
 
 def _key(results: Mapping[str, Result], name: str) -> str:
@@ -101,19 +127,19 @@ def _key(results: Mapping[str, Result], name: str) -> str:
     return found.key if found is not None else ""
 
 
-def _changed(
+def _differing(
     result: Result,
     writers: Mapping[str, Sequence[str]],
     results: Mapping[str, Result],
     present: Present,
-) -> str:
-    """Say which file is none of those that tasks have left there; empty: all are."""
-    for path in result.after:
-        now = present.files.get(path, "")
-        # A later task may have gone on with the file: what that one left counts as well.
-        if now not in {results[each].after[path] for each in writers[path]}:
-            return f"its file {path} was {'changed' if now else 'removed'} after it was accepted"
-    return ""
+) -> list[str]:
+    """Return the files that hold nothing that a task has left there."""
+    # A later task may have gone on with the file: what that one left counts as well.
+    return [
+        path
+        for path in result.after
+        if present.files.get(path, "") not in {results[each].after[path] for each in writers[path]}
+    ]
 
 
 def continue_from(
@@ -136,18 +162,22 @@ def continue_from(
     was = {spec.id: digest(spec) for spec in record.specs}
     is_replanned = plan is not None and was != {spec.id: digest(spec) for spec in plan.tasks}
     specs = plan.tasks if plan is not None and is_replanned else record.specs
-    again = find_stale(specs, saved.results, present, digest)
+    again, edited = _find_stale(specs, saved.results, present, digest)
+    kept = {name: again.pop(name) for name in edited if present.is_apart}
     for spec in specs:
         if spec.id in was and was[spec.id] != digest(spec):
             again.setdefault(spec.id, "its task in the plan is another one than before")
     _spread(specs, record, again)
-    gone = {part.id for part, parent in record.parts if parent in again}
+    anew = again.keys() - edited
+    gone = {part.id for part, parent in record.parts if parent in anew}
     tasks: dict[str, Mapping[str, Any]] = {}
     for position, spec in enumerate(specs):
         plain = record.tasks.get(spec.id, {"state": TaskState.WAITING.value, "round": 0})
-        if spec.id in again:
-            kept = {name: plain[name] for name in _KEPT if name in plain}
-            plain = {**kept, "state": TaskState.WAITING.value, "round": 0}
+        if spec.id in anew:
+            left = {name: plain[name] for name in _KEPT if name in plain}
+            plain = {**left, "state": TaskState.WAITING.value, "round": 0}
+        elif spec.id in again:
+            plain = {**plain, "state": TaskState.CHECKING.value}
         tasks[spec.id] = {**plain, "position": position} if is_replanned else plain
     parts = tuple(
         (part, parent) for part, parent in record.parts if part.id not in gone and parent in tasks
@@ -165,6 +195,7 @@ def continue_from(
             tasks=tasks,
         ),
         again=again,
+        kept=kept,
         is_replanned=is_replanned,
     )
 

@@ -254,6 +254,11 @@ class Mission(AsyncContextManagerMixin):
         return self._report
 
     @property
+    def is_lost(self) -> bool:
+        """Whether another process carries the mission on; then this one has written nothing more."""
+        return self._is_entered and self._continuity.is_lost
+
+    @property
     def directory(self) -> Path:
         """The workspace."""
         return self._directory
@@ -352,6 +357,7 @@ class Mission(AsyncContextManagerMixin):
                 skipped=[self._settings.todo_file or ""],
                 is_watched=self._settings.has_evidence,
                 told=self._waits.merging,
+                check=self._continuity.check,
             )
             await stack.enter_async_context(self._checks)
             stack.push_async_callback(self._desks.places.aclose)
@@ -363,6 +369,7 @@ class Mission(AsyncContextManagerMixin):
                 self._id,
                 store.namespace(self._id),
                 settings=self._settings.people,
+                check=self._continuity.check,
                 person=self._person,
                 scrubber=self._scrubber,
             )
@@ -397,7 +404,8 @@ class Mission(AsyncContextManagerMixin):
                     if not self._continuity.is_lost:
                         await self._memory.take(commands, self._machine)
                     for command in commands:
-                        finish = self._perform(work, command)
+                        if isinstance(command, Finish) or not self._continuity.is_lost:
+                            finish = self._perform(work, command)
                     if finish is None:
                         events = await self._mail.take()
                         commands = [
@@ -424,7 +432,9 @@ class Mission(AsyncContextManagerMixin):
         else:
             await self._record([])  # what the turns that were cut off have cost
             evidence = await self._witness.end()
-        if not self._continuity.is_lost:
+        if self._continuity.is_lost:
+            self._desks.places.abandon()
+        else:
             self._quiescence = await self._people.confirm(
                 self._backend, self._crew.opened, limit=_QUIET_LIMIT
             )
@@ -454,6 +464,7 @@ class Mission(AsyncContextManagerMixin):
         await self._people.begin()
         work.start_soon(self._keep_listening)
         work.start_soon(self._waits.keep, self._continuity.ledger.write_news)
+        work.start_soon(self._crew.keep_time)
         if problem := await self._spending.begin(
             self._backend, self._directory, self._team.values()
         ):
@@ -461,10 +472,11 @@ class Mission(AsyncContextManagerMixin):
         if self._saved is not None:
             self._saved.repay(self._spending)
             self._waits.restore(self._saved.waits, self._saved.started_at)
-        if self._settings.deadline is not None:
-            work.start_soon(self._keep_deadline, self._settings.deadline, "deadline")
+        if (limit := self._settings.deadline) is not None:
+            left = max(0.0, limit - self._waits.carried_on())
+            work.start_soon(self._keep_deadline, left, f"deadline of {limit:g} s")
         if (seconds := self._spending.seconds_left()) is not None:
-            work.start_soon(self._keep_deadline, seconds, "budget")
+            work.start_soon(self._keep_deadline, seconds, "budget of time")
         if self._settings.has_evidence:
             await self._witness.begin()
         return await self._desks.begin(self._continuity.inputs)
@@ -489,8 +501,7 @@ class Mission(AsyncContextManagerMixin):
             is_shared=self._store is not None,
         )
 
-    def _lose(self) -> None:
-        reason = "somebody else has taken the workspace over, since this process was away too long"
+    def _lose(self, reason: str) -> None:
         self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     async def _record(self, commands: list[Command], events: Sequence[Event] = ()) -> list[Command]:
@@ -499,7 +510,7 @@ class Mission(AsyncContextManagerMixin):
         try:
             await self._continuity.record(commands, events, spent=self._spending.take_news())
         except StoreError as exc:
-            reason = f"the mission's state cannot be written: {exc}"
+            reason = await self._continuity.explain(exc)
             stop = StopRequested(reason=reason, outcome=MissionOutcome.FAILED)
             return [*commands, *self._machine.handle(stop)]
         return commands
@@ -548,7 +559,7 @@ class Mission(AsyncContextManagerMixin):
                     shown = self._steps.show_plan(order.plan)
                     self._mail.post(await self._people.approve(order, shown))
         except StoreError as exc:
-            reason = f"the mission's state cannot be written: {exc}"
+            reason = await self._continuity.explain(exc)
             self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
         finally:
             del self._scopes[order.ticket]
@@ -561,7 +572,7 @@ class Mission(AsyncContextManagerMixin):
 
     async def _keep_deadline(self, seconds: float, what: str) -> None:
         await anyio.sleep(seconds)
-        reason = f"the mission's {what} of {seconds:g} s is over"
+        reason = f"the mission's {what} is over"
         self._mail.post(StopRequested(reason=reason, outcome=MissionOutcome.FAILED))
 
     def _tell_of_places(self) -> None:

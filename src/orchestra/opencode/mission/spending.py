@@ -380,13 +380,14 @@ class Spending:
             share = 1.0 if wrap_up else 1.0 - self._settings.wrap_up
             tokens = math.inf if now.limit_tokens is None else now.limit_tokens * share
             dollars = math.inf if now.limit_dollars is None else float(now.limit_dollars) * share
-            is_short = (
-                now.spent.tokens + need.tokens > tokens
-                or float(now.spent.dollars + need.dollars) > dollars
-            )
-            if is_short:
+            limit = ""
+            if now.spent.tokens + need.tokens > tokens:
+                limit = f"{now.limit_tokens:,} tokens"
+            elif float(now.spent.dollars + need.dollars) > dollars:
+                limit = f"${now.limit_dollars:f}"
+            if limit:
                 message = (
-                    f"budget {each.path!r} cannot pay for another step of this turn: "
+                    f"budget {each.path!r} cannot pay for another step of this turn: of {limit}, "
                     f"{now.spent} are spent, and the turn holds {reservation.held}"
                 )
                 return TurnError(name=_error_name(each.path), message=message, is_retryable=False)

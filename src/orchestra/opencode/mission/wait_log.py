@@ -29,6 +29,7 @@ from orchestra.opencode.mission.orders import (
 )
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.report import TaskState
+from orchestra.opencode.mission.timeline import carried_on
 from orchestra.opencode.mission.transitions import OVER
 from orchestra.opencode.mission.waits import Cause, WaitBook, read_book
 
@@ -94,6 +95,15 @@ class WaitLog:
     def now(self) -> float:
         """Return the seconds since the mission's first start."""
         return self._before + self._clock()
+
+    @property
+    def began(self) -> float:
+        """When this process began with it, in seconds after the mission's first start."""
+        return self._before
+
+    def carried_on(self) -> float:
+        """Return for how many seconds some process has carried the mission on."""
+        return carried_on(self.book, self.now())
 
     # --- what the machine decides ---
 

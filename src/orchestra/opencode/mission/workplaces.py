@@ -180,6 +180,18 @@ class Workplaces(ABC):
         """
 
     @abstractmethod
+    async def is_taken(self, task_id: str, files: Sequence[str], tree: str) -> bool:
+        """Whether an earlier process has taken a change over, and was ended before it could say so.
+
+        Then the task has left its workplace. A checkpoint.
+
+        Args:
+            task_id: The task, which nobody has been given a workplace for.
+            files: What it may write.
+            tree: `Change.tree` of what was to be taken over.
+        """
+
+    @abstractmethod
     def find(self, task_id: str) -> Workplace | None:
         """Return the workplace that a task has, and has not left.
 
@@ -216,6 +228,10 @@ class Workplaces(ABC):
         Args:
             path: The file, relative to the workspace.
         """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Leave everything as it is: somebody else carries the mission on, and has it now."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -21,6 +22,13 @@ from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.repository import Repository
 from orchestra.opencode.mission.workplaces import Change, Taken, WorkplaceError
 from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
+from orchestra.opencode.mission.worktree_files import (
+    find_base,
+    folders_in,
+    index_of,
+    unlock_indexes,
+    write_base,
+)
 
 __all__ = ("Worktree", "Worktrees", "default_home")
 
@@ -78,6 +86,7 @@ class Worktrees:
         self._open: dict[str, Worktree] = {}
         self._split: dict[str, float] = {}
         self._is_moved = anyio.Event()
+        self._is_abandoned = False
 
     async def begin(self) -> None:
         """Get ready, and put away what dead missions have left. A checkpoint.
@@ -88,6 +97,7 @@ class Worktrees:
         try:
             await anyio.to_thread.run_sync(self._make_folder)
             self._mission_lock.take()
+            await anyio.to_thread.run_sync(unlock_indexes, self._folder)
             await self._sweep()
             self._tip = await self._find_tip()
             await self.snapshot()
@@ -170,19 +180,19 @@ class Worktrees:
         self, task_id: str, files: tuple[str, ...], position: float, parts: Sequence[str]
     ) -> Worktree:
         top = self._folder / slug(task_id)
-        base_file = self._folder / f"{top.name}.base"
         try:
-            if await anyio.Path(top).is_dir() and await anyio.Path(base_file).is_file():
-                base = (await anyio.Path(base_file).read_text()).strip()  # after a restart
-            else:
+            base = await find_base(top)  # after a restart
+            if not base:
+                await self._clear(top)
                 base = await self.snapshot()
                 branch = await self.repository.free_branch(
                     f"orchestra/{self._mission_id}/{top.name}"
                 )
+                # Forced: git may remember a worktree at this path that was never finished.
                 await self.repository.git.run(
-                    "worktree", "add", "--quiet", "-b", branch, str(top), base
+                    "worktree", "add", "--force", "--force", "--quiet", "-b", branch, str(top), base
                 )
-                await anyio.Path(base_file).write_text(base)
+                await write_base(top, base)
             place = Worktree(self, Seat(task_id, files), top, base, position)
             if parts:
                 names = {_message(part) for part in parts}
@@ -212,6 +222,13 @@ class Worktrees:
             self._split[task_id] = position
         self._tell_moved()
 
+    async def _clear(self, top: Path) -> None:
+        """Remove what a process that was killed has left of a worktree that nobody worked in yet."""
+        if await anyio.Path(top).exists():
+            await self.repository.git.ask("worktree", "remove", "--force", "--force", str(top))
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(top, ignore_errors=True))
+        await anyio.Path(index_of(top)).unlink(missing_ok=True)
+
     async def rebase(self, place: Worktree, base: str) -> None:
         """Write down that a worktree's change is to be seen against another commit.
 
@@ -220,17 +237,26 @@ class Worktrees:
             base: The commit.
         """
         place.base = base
-        await anyio.Path(self._folder / f"{place.top.name}.base").write_text(base)
-
-    def index_of(self, top: Path) -> Path:
-        """Return the index that is used for a worktree.
-
-        Args:
-            top: The worktree.
-        """
-        return top.with_name(f"{top.name}.index")
+        await write_base(place.top, base)
 
     # --- taking over ---
+
+    async def finish(self, task_id: str, files: tuple[str, ...], tree: str) -> None:
+        """Leave the worktree of a task whose change an earlier process has taken over.
+
+        A checkpoint.
+
+        Args:
+            task_id: The task.
+            files: What it may write.
+            tree: What was taken over.
+        """
+        top = self._folder / slug(task_id)
+        if base := await find_base(top):
+            place = Worktree(self, Seat(task_id, files), top, base, 0)
+            with suppress(GitError):  # then its work is saved once more
+                place.merged = await self.repository.commit(tree, "Taken over", base)
+            await self.close(place)
 
     async def integrate(self, place: Worktree, tree: str) -> Taken:
         """Merge a worktree's change into the workspace, when it is its turn. A checkpoint.
@@ -295,7 +321,7 @@ class Worktrees:
     ) -> str:
         """Put a conflict before its worker: the files of the merge, with markers."""
         repository = self.repository
-        if not await repository.write(place.top, self.index_of(place.top), tree, merged):
+        if not await repository.write(place.top, index_of(place.top), tree, merged):
             return "the change conflicts with what was accepted meanwhile: do it again"
         await self.rebase(place, tip)
         text = await repository.diff(tip, merged, _MAX_CONFLICT)
@@ -317,6 +343,9 @@ class Worktrees:
             del self._open[place.seat.task_id]
             self.seats.leave(place.seat)
             self._tell_moved()
+        if place.is_closed:
+            return
+        place.is_closed = True
         known = [commit for commit in (place.merged, place.base, self._tip) if commit]
         with anyio.CancelScope(shield=True):
             async with self._lock:
@@ -328,7 +357,7 @@ class Worktrees:
 
     async def _remove(self, mission_id: str, top: Path, known: Sequence[str]) -> None:
         repository = self.repository
-        index = self.index_of(top)
+        index = index_of(top)
         try:
             branch = await repository.salvage(
                 top, index, f"orchestra/salvage/{mission_id}/{top.name}", known
@@ -341,19 +370,26 @@ class Worktrees:
             self._warn(f"work that was not taken over is kept in the branch {branch}")
         for suffix in ("index", "base", "before"):
             await anyio.Path(top.with_name(f"{top.name}.{suffix}")).unlink(missing_ok=True)
-        await self._drop_branch(f"orchestra/{mission_id}/{top.name}", branch)
+        holders = [f"refs/heads/{branch}"] if branch else []
+        await self._drop_branch(f"refs/heads/orchestra/{mission_id}/{top.name}", holders)
 
-    async def _drop_branch(self, branch: str, salvaged: str) -> None:
-        """Remove the branch that a worktree was on, if what it holds is held elsewhere too."""
-        git = self.repository.git
-        for holder in (salvaged and f"refs/heads/{salvaged}", self._tip):
-            if holder and await self.repository.is_ancestor(f"refs/heads/{branch}", holder):
-                await git.ask("update-ref", "-d", f"refs/heads/{branch}")
+    async def _drop_branch(self, ref: str, holders: Sequence[str]) -> None:
+        """Remove a branch that a worktree was on, if what it holds is held elsewhere too."""
+        for holder in (*holders, self._tip):
+            if holder and await self.repository.is_ancestor(ref, holder):
+                await self.repository.git.ask("update-ref", "-d", ref)
                 return
+
+    async def _drop_branches(self, mission_id: str) -> None:
+        """Remove the branches of worktrees that went without them, since a process was killed."""
+        holders = [f"refs/orchestra/{mission_id}"]
+        holders += await self.repository.refs(f"refs/heads/orchestra/salvage/{mission_id}/")
+        for ref in await self.repository.refs(f"refs/heads/orchestra/{mission_id}/"):
+            await self._drop_branch(ref, holders)
 
     async def _sweep(self) -> None:
         """Put away the worktrees of missions whose process is gone."""
-        for folder in sorted(await anyio.to_thread.run_sync(_folders, self._home)):
+        for folder in sorted(await anyio.to_thread.run_sync(folders_in, self._home)):
             if folder == self._folder:
                 continue
             lock = MissionLock(folder / "lock")
@@ -365,22 +401,31 @@ class Worktrees:
                 lock.release()
 
     async def _put_away(self, folder: Path) -> None:
-        for top in sorted(await anyio.to_thread.run_sync(_folders, folder)):
-            base = anyio.Path(top.with_name(f"{top.name}.base"))
-            known = [(await base.read_text()).strip()] if await base.is_file() else []
-            await anyio.Path(self.index_of(top)).unlink(missing_ok=True)
+        for top in sorted(await anyio.to_thread.run_sync(folders_in, folder)):
+            base = await find_base(top)
+            known = [base] if base else []
+            await anyio.Path(index_of(top)).unlink(missing_ok=True)
             await self._remove(folder.name, top, known)
-        if not await anyio.to_thread.run_sync(_folders, folder):
+        if not await anyio.to_thread.run_sync(folders_in, folder):
             await self.repository.git.run("worktree", "prune")
+            await self._drop_branches(folder.name)
             await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
+    def abandon(self) -> None:
+        """Leave everything where it is, for somebody else who has it now."""
+        self._open.clear()
+        self._mission_lock.release()
+        self._is_abandoned = True
+
     async def aclose(self) -> None:
         """Save and remove what is left. A checkpoint."""
+        if self._is_abandoned:
+            return
         for place in list(self._open.values()):
             await self.close(place)
         try:
-            if self._mission_lock.is_held:
+            if self._mission_lock.is_held or self._mission_lock.take():
                 await self._put_away(self._folder)
         except (GitError, OSError) as exc:
             self._warn(f"worktrees in {self._folder} are left where they are: {exc}")
@@ -396,10 +441,6 @@ def _message(task_id: str) -> str:
     return f"Task {task_id}"
 
 
-def _folders(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
-
-
 @final
 class Worktree(Apart):
     """A task that works in a worktree of its own; from `Worktrees.open`.
@@ -411,6 +452,7 @@ class Worktree(Apart):
         steps: Trees before and after what was accepted of the task's parts.
         merged: The commit that was taken over.
         leased: The files that its lease is on.
+        is_closed: Whether it is removed, or about to be.
     """
 
     def __init__(
@@ -424,6 +466,7 @@ class Worktree(Apart):
         self.position: float = position
         self.steps: Sequence[tuple[str, str]] = ()
         self.merged: str = ""
+        self.is_closed: bool = False
         self.leased: tuple[str, ...] = ()
 
     @property
@@ -443,9 +486,7 @@ class Worktree(Apart):
             GitError: It cannot be written.
         """
         worktrees = self._worktrees
-        return await worktrees.repository.tree(
-            self.top, worktrees.index_of(self.top), forced=self.seat.files
-        )
+        return await worktrees.repository.tree(self.top, index_of(self.top), forced=self.seat.files)
 
     async def look(self) -> Change:
         """See `Workplace.look`."""

@@ -7,7 +7,7 @@ were, and which of them are not known to be idle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import anyio
@@ -15,6 +15,7 @@ from attrs import frozen
 
 from orchestra import MVCCStore, SessionBackend, Transaction
 from orchestra.errors import OrchestraError, StoreError
+from orchestra.opencode.mission.leases import allow
 
 __all__ = (
     "CANCEL",
@@ -98,18 +99,22 @@ async def wish_cancel(store: MVCCStore, reason: str) -> CancelWish:
     return await store.transact(write)
 
 
-async def wait_cancel(store: MVCCStore, *, since: int) -> CancelWish:
+async def wait_cancel(
+    store: MVCCStore, *, since: int, check: Callable[[Transaction], Awaitable[None]] = allow
+) -> CancelWish:
     """Wait until somebody wants the mission to end, and say that it was seen. A checkpoint.
 
     Args:
         store: The mission's namespace.
         since: The number of the last wish that does not count any more.
+        check: Called with each transaction; raises when the mission has another owner.
 
     Raises:
         StoreError: The store cannot be read or written.
     """
 
     async def look(tx: Transaction) -> CancelWish | None:
+        await check(tx)
         plain = await tx.get(CANCEL)
         if plain is None or plain["number"] <= since:
             return None
@@ -152,12 +157,18 @@ async def confirm_quiet(
     return Quiescence(sessions=len(session_ids), busy=tuple(sorted(busy)), why=why if busy else "")
 
 
-async def write_quiet(store: MVCCStore, quiescence: Quiescence) -> None:
+async def write_quiet(
+    store: MVCCStore,
+    quiescence: Quiescence,
+    *,
+    check: Callable[[Transaction], Awaitable[None]] = allow,
+) -> None:
     """Write down what was found. A checkpoint.
 
     Args:
         store: The mission's namespace.
         quiescence: The finding.
+        check: Called with the transaction; raises when the mission has another owner.
 
     Raises:
         StoreError: It cannot be written.
@@ -167,7 +178,12 @@ async def write_quiet(store: MVCCStore, quiescence: Quiescence) -> None:
         "busy": list(quiescence.busy),
         "why": quiescence.why,
     }
-    await store.put(QUIET, plain)
+
+    async def write(tx: Transaction) -> None:
+        await check(tx)
+        tx.put(QUIET, plain)
+
+    await store.transact(write)
 
 
 def read_quiet(plain: Mapping[str, Any]) -> Quiescence:

@@ -139,7 +139,8 @@ async def _end_abandoned(
 ) -> CancelOutcome:
     """End a mission that nobody runs any more."""
     about = await store.get(MISSION)
-    findings = [await _end_processes(saved, await last_owner(records, saved.directory))]
+    owner = await last_owner(records, saved.directory)
+    findings = [await _end_processes(saved, owner)]
     if about["backend"] != "embedded":
         url = url or _server_of(saved)
         if url is not None:
@@ -161,7 +162,9 @@ async def _end_abandoned(
 
     await store.transact(close)
     await write_quiet(store, quiescence)
-    note = "its orchestrator is gone, and what that had left here was looked for"
+    who = f" (process {owner.pid} on {owner.host}, since {owner.since})"
+    whose = who if owner.mission == saved.id else ""
+    note = f"its orchestrator{whose} is gone, and what that had left here was looked for"
     return await _told(store, saved.id, quiescence, note)
 
 

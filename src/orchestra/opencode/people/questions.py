@@ -19,6 +19,7 @@ from attrs import frozen
 from orchestra import MVCCStore, Transaction
 from orchestra.errors import CompactedError
 from orchestra.events import PermissionRequest
+from orchestra.opencode.mission.leases import allow
 from orchestra.opencode.mission.plan import Plan
 from orchestra.opencode.mission.scrubbing import Scrubber
 
@@ -89,13 +90,20 @@ class QuestionDesk:
 
     Args:
         store: The mission's namespace.
+        check: Called with each transaction; raises when the mission has another owner.
         person: Is asked too, beside those who look into the store.
         scrubber: Takes secrets out of what is written.
     """
 
     def __init__(
-        self, store: MVCCStore, *, person: Person | None = None, scrubber: Scrubber | None = None
+        self,
+        store: MVCCStore,
+        *,
+        check: Callable[[Transaction], Awaitable[None]] = allow,
+        person: Person | None = None,
+        scrubber: Scrubber | None = None,
     ) -> None:
+        self._check = check
         self._store = store
         self._person = person
         self._scrubber = scrubber or Scrubber(None)
@@ -134,7 +142,9 @@ class QuestionDesk:
         Raises:
             StoreError: It cannot be written.
         """
-        await self._store.transact(_deleting(QUESTION + question.id, ANSWER + question.id))
+        await self._store.transact(
+            _deleting(QUESTION + question.id, ANSWER + question.id, check=self._check)
+        )
 
     async def _ask(self, question: PersonQuestion) -> PersonAnswer | None:
         written = self._scrubber.value(
@@ -147,6 +157,7 @@ class QuestionDesk:
         )
 
         async def note(tx: Transaction) -> None:
+            await self._check(tx)
             if await tx.get(ANSWER + question.id) is None:
                 tx.put(QUESTION + question.id, written)
 
@@ -159,7 +170,7 @@ class QuestionDesk:
                 answer = await self._wait_answer(question.id)
             group.cancel_scope.cancel()
         if answer is not None:
-            await self._store.transact(_deleting(QUESTION + question.id))
+            await self._store.transact(_deleting(QUESTION + question.id, check=self._check))
         return answer
 
     async def _consult(self, person: Person, question: PersonQuestion) -> None:
@@ -239,13 +250,16 @@ async def list_questions(store: MVCCStore) -> dict[str, Mapping[str, Any]]:
     }
 
 
-async def drop_requests(store: MVCCStore) -> None:
+async def drop_requests(
+    store: MVCCStore, check: Callable[[Transaction], Awaitable[None]] = allow
+) -> None:
     """Take back what agents of an earlier run have asked and nobody has answered. A checkpoint.
 
     Who still wants to know asks again.
 
     Args:
         store: The mission's namespace.
+        check: Called with the transaction; raises when the mission has another owner.
 
     Raises:
         StoreError: It cannot be read or written.
@@ -253,11 +267,14 @@ async def drop_requests(store: MVCCStore) -> None:
     questions = await list_questions(store)
     stale = [name for name, asked in questions.items() if asked["kind"] == "permission"]
     if stale:
-        await store.transact(_deleting(*(QUESTION + name for name in stale)))
+        await store.transact(_deleting(*(QUESTION + name for name in stale), check=check))
 
 
-def _deleting(*keys: str) -> Callable[[Transaction], Awaitable[None]]:
+def _deleting(
+    *keys: str, check: Callable[[Transaction], Awaitable[None]]
+) -> Callable[[Transaction], Awaitable[None]]:
     async def delete(tx: Transaction) -> None:
+        await check(tx)
         for key in keys:
             if await tx.get(key) is not None:
                 tx.delete(key)

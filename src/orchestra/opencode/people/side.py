@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import final
 
 import anyio
 
-from orchestra import MVCCStore, SessionBackend
+from orchestra import MVCCStore, SessionBackend, Transaction
 from orchestra.errors import StoreError
+from orchestra.opencode.mission.leases import allow
 from orchestra.opencode.mission.orders import ApprovalGiven, AskApproval, StopRequested
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import Plan
@@ -38,6 +39,7 @@ class PeopleSide:
         mission: The mission's id.
         store: Its namespace.
         settings: How long people are waited for.
+        check: Called with each transaction; raises when the mission has another owner.
         person: Whom to ask, beside those who look into the store.
         scrubber: Takes secrets out of what is written.
     """
@@ -48,13 +50,15 @@ class PeopleSide:
         store: MVCCStore,
         *,
         settings: PeopleSettings,
+        check: Callable[[Transaction], Awaitable[None]] = allow,
         person: Person | None = None,
         scrubber: Scrubber | None = None,
     ) -> None:
         self._mission = mission
         self._store = store.using(author="mission")
         self._settings = settings
-        self._desk = QuestionDesk(self._store, person=person, scrubber=scrubber)
+        self._check = check
+        self._desk = QuestionDesk(self._store, check=check, person=person, scrubber=scrubber)
         self._since = 0
 
     def __repr__(self) -> str:
@@ -64,7 +68,7 @@ class PeopleSide:
         """Forget wishes of before: who starts a mission again wants it to run. A checkpoint."""
         self._since = await last_wish(self._store)
         with suppress(StoreError):  # the mission's own state tells of that
-            await drop_requests(self._store)
+            await drop_requests(self._store, self._check)
 
     async def approve(self, order: AskApproval, shown: Plan) -> ApprovalGiven | StopRequested:
         """Have a plan approved, however long that takes. A checkpoint.
@@ -87,7 +91,7 @@ class PeopleSide:
         """Wait until somebody wants the mission to end. A checkpoint."""
         while True:
             try:
-                wish = await wait_cancel(self._store, since=self._since)
+                wish = await wait_cancel(self._store, since=self._since, check=self._check)
             except StoreError:
                 await anyio.sleep(_LOOK_AGAIN)
             else:
@@ -105,7 +109,7 @@ class PeopleSide:
         """
         quiescence = await confirm_quiet(backend, session_ids, limit=limit)
         try:
-            await write_quiet(self._store, quiescence)
+            await write_quiet(self._store, quiescence, check=self._check)
         except StoreError as exc:
             if quiescence.is_quiet:
                 return quiescence
