@@ -49,10 +49,11 @@ AGENTS = """
 description = "Writes files"
 prompt = "You are the scribe."
 """
-SHORT_LIVED = (
-    "from orchestra.opencode.mission.ownership import Ownership; "
-    "Ownership.__init__.__kwdefaults__['lifetime'] = {}; "
+BLIND = (
+    "from orchestra.opencode.mission.ownership import Owner; "
+    "Owner.is_gone = property(lambda owner: bool(owner.mission)); "
 )
+"""As if every process that owns a workspace were gone."""
 
 
 def rules(
@@ -141,14 +142,10 @@ class Run:
         server: KillableServer,
         workers: int,
         isolation: str = "shared",
-        lifetime: float | None = None,
         *,
         has_agent: bool = False,
     ) -> None:
         self._more = ["--project-agents"] if has_agent else []
-        self._command = COMMAND
-        if lifetime is not None:  # as if the tests had more patience
-            self._command = [*COMMAND[:2], SHORT_LIVED.format(lifetime) + COMMAND[2]]
         self.workspace = folder / "work"
         self.workspace.mkdir()
         self._server = server
@@ -177,8 +174,9 @@ model = "scripted/m1"
 """
         )
 
-    def start(self, *, is_first: bool) -> subprocess.Popen[str]:
-        """Start the mission, or go on with it."""
+    def start(self, *, is_first: bool, is_blind: bool = False) -> subprocess.Popen[str]:
+        """Start the mission, or go on with it, even if its owner lives."""
+        command = [*COMMAND[:2], BLIND + COMMAND[2]] if is_blind else COMMAND
         words = (
             ["run", str(self.file), *self._more]
             if is_first
@@ -191,7 +189,7 @@ model = "scripted/m1"
             "XDG_STATE_HOME": str(self._state),
         }
         return subprocess.Popen(
-            [*self._command, *words], env=env, text=True, start_new_session=True,
+            [*command, *words], env=env, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -398,7 +398,7 @@ class Reservation:
         """Whether it was neither settled nor released."""
         return self._hold.is_open
 
-    def record(self, so_far: Amount) -> bool:
+    def record(self, so_far: Amount, *, steps: int = 1) -> bool:
         """Tell what the work has used while it goes on; no checkpoint.
 
         What is held grows with it, so that others cannot take what is gone already. Beyond the
@@ -407,12 +407,14 @@ class Reservation:
 
         Args:
             so_far: What was used altogether, not since the last call.
+            steps: For how many such steps there shall be room. 2: the next step has begun when this
+                is told, and cannot be kept from its end.
 
         Returns:
-            Whether there is room for one more such step; if not, or if the reservation has ended,
-            the work shall stop.
+            Whether there is room for so many more such steps; if not, or if the reservation has
+            ended, the work shall stop.
         """
-        return self._office.core.record(self._hold, so_far)
+        return self._office.core.record(self._hold, so_far, steps)
 
     def settle(self, actual: Amount) -> bool:
         """Say what the work has cost, and give back the rest; no checkpoint.

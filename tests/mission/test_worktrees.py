@@ -421,6 +421,33 @@ async def test_what_a_killed_mission_leaves(tmp_path: Path) -> None:
     assert not list((tmp_path / "worktrees").glob("*/*"))
 
 
+async def test_what_an_interrupted_mission_saved_is_there_again(tmp_path: Path) -> None:
+    """Whoever goes on with a mission finds the work that was under way, as it was checked."""
+    root = tmp_path / "r"
+    make_repository(root)
+    (root / "b").write_text("not committed\n")
+    async with worktrees_at(root) as places:
+        place = await places.open("t", ["a", "new"])
+        await work(place, a="2\n", new="n")
+        tree = (await place.look()).tree
+    assert branches(root) == ["main", "orchestra/salvage/m/t"]
+    (root / "b").write_text("edited meanwhile\n")
+    async with worktrees_at(root) as places:
+        other = await places.open("other", ["b"], is_resumed=True)
+        assert (await other.look()).changed == ()
+        await other.discard()
+        place = await places.open("t", ["a", "new"], is_resumed=True)
+        assert (place.directory / "b").read_text() == "not committed\n"
+        change = await place.look()
+        assert (change.tree, change.changed) == (tree, ("a", "new"))
+        taken = await place.integrate(tree)
+        assert (taken.problem, taken.is_moved) == ("", False)
+    assert (root / "a").read_text() == "2\n"
+    assert (root / "b").read_text() == "edited meanwhile\n"
+    assert branches(root) == ["main"]
+    assert not places.warnings
+
+
 @pytest.mark.parametrize("moment", ["added", "adding", "written", "removed", "locked"])
 async def test_a_worktree_that_was_being_made_or_removed(moment: str, tmp_path: Path) -> None:
     """Killed in the middle of it, a task has its worktree all the same, and none is left."""

@@ -222,7 +222,9 @@ async def test_a_cap_holds_against_parallel_children_that_all_overspend(tmp_path
     assert "budget" in report.reason
     assert report.costs is not None
     assert 500_000 < report.costs.tokens <= 1_000_000 + STEP
-    assert report.costs.tokens == report.usage.output_tokens, "all that was used was paid"
+    cut_off = report.costs.tokens - report.usage.output_tokens
+    assert cut_off > 0, "the calls under way when turns were ended are paid too"
+    assert cut_off % STEP == 0
     assert report.costs.tokens == sum(part.tokens for part in report.costs.parts)
     assert all(task.state is not TaskState.WORKING for task in report.tasks)
 

@@ -163,7 +163,12 @@ async def refuse(turn):
     [
         ("loop", "[rules]\nmax_rounds = 2\nmax_iterations = 2", [], "limited to 2 iterations"),
         ("loop", "", ["--max-tokens", "3_000"], "budget .* of 3,000"),
-        ("loop", "[budget]\nunknown_price = 'free'", ["--max-cost", "0.004"], r"budget .* 0\.004"),
+        (
+            "loop",
+            "[budget]\nunknown_price = 'free'",
+            ["--max-cost", "0.004"],
+            r"budget .* of \$?0\.004",
+        ),
         ("patient", "", ["--max-time", "0.5"], r"budget .* 0\.5 s"),
         ("patient", "[rules]\ndeadline = 0.5", [], r"deadline of 0\.5 s is over"),
     ],

@@ -152,7 +152,7 @@ class RealServer:
     password: str
     model: ScriptedModel
     config: Mapping[str, Any]
-    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang]]
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang | Reply]]
 
     def backend(self, **options: Any) -> OpenCodeBackend:
         """A backend that is attached to the server."""
@@ -162,7 +162,7 @@ class RealServer:
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[RealServer]:
     """One server for all tests of both event loops, since starting one takes seconds."""
-    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang]] = {}
+    scripts: dict[str, Callable[[ModelRequest], str | ToolCall | Hang | Reply]] = {}
 
     def answer_as_scripted(request: ModelRequest) -> str | ToolCall | Reply | Hang:
         return scripts.get(request.agent, answer_by_prompt)(request)

@@ -55,35 +55,30 @@ def test_nothing_is_paid_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_an_owner_that_slept_is_followed(tmp_path: Path) -> None:
-    """Stopped, followed by another and woken, a process says who that is, and touches nothing.
-
-    Its turns' time is over by then, but they are the other's, so it aborts none.
-    """
+    """Stopped, taken for dead and woken, a process says who followed it, and touches nothing."""
     go = threading.Event()
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(ScriptedModel(*rules(2, wait=go.wait))) as model,
         KillableServer(tmp_path / "server", model.opencode_config()) as server,
     ):
-        run = Run(tmp_path, server, workers=2, lifetime=0.5)
-        patient = run.file.read_text()
-        run.file.write_text(f"{patient}[rules]\nturn_timeout = 3.0\n")
+        run = Run(tmp_path, server, workers=2)
         sleeper = run.start(is_first=True)
-        _wait(lambda: len(asked(model)) == 4)
-        over = time.monotonic() + 3.2
-        sleeper.send_signal(signal.SIGSTOP)
-        run.file.write_text(patient)
-        follower = run.start(is_first=False)
+        processes = [sleeper]
         try:
-            _wait(lambda: time.monotonic() > over and _owner(run.workspace) == follower.pid)
+            _wait(lambda: len(asked(model)) == 4)
+            _settle(run.workspace)  # else it may be stopped while it has the records to itself
+            sleeper.send_signal(signal.SIGSTOP)
+            follower = run.start(is_first=False, is_blind=True)
+            processes.append(follower)
+            _wait(lambda: anyio.run(_look, run.workspace)[0] == follower.pid)
             sleeper.send_signal(signal.SIGCONT)
-            told, _ = sleeper.communicate(timeout=60)
-            assert follower.poll() is None  # the other is in the middle of it
             go.set()
-            output, _ = follower.communicate(timeout=60)
+            told, _ = sleeper.communicate(timeout=120)
+            output, _ = follower.communicate(timeout=120)
         finally:
             go.set()
-            for process in (sleeper, follower):
+            for process in processes:
                 process.kill()
                 process.communicate()
         assert follower.returncode == 0, output
@@ -95,17 +90,25 @@ def test_an_owner_that_slept_is_followed(tmp_path: Path) -> None:
         assert len(asked(model)) == 2 + 2 * 3
 
 
-def _owner(workspace: Path) -> int:
-    async def find() -> int:
-        async with SQLiteStore(workspace / ".orchestra" / RECORDS, read_only=True) as store:
-            owner = await find_owner(store, workspace)
-            return 0 if owner is None else owner.pid
+async def _look(workspace: Path) -> tuple[int, int]:
+    """Return the owner's process, and how often a mission has written."""
+    async with SQLiteStore(workspace / ".orchestra" / RECORDS, read_only=True) as store:
+        owner = await find_owner(store, workspace)
+        names = [name for name in await store.namespaces() if name.startswith("mission_")]
+        written = await store.namespace(names[0]).revision()
+        return 0 if owner is None else owner.pid, written
 
-    return anyio.run(find)
+
+def _settle(workspace: Path) -> None:
+    """Wait until the mission writes nothing any more."""
+    before = -1
+    while (written := anyio.run(_look, workspace)[1]) != before:
+        before = written
+        time.sleep(1.5)
 
 
 def _wait(is_done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not is_done():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -185,16 +185,11 @@ async def test_work_that_is_not_taken_over_is_saved(
     assert git(tmp_path, "worktree", "list").count("\n") == 1
 
 
-@pytest.mark.parametrize("is_repository", [True, False])
 async def test_the_first_accepted_one_wins_the_race(
-    real_server: RealServer,
-    tmp_path: Path,
-    is_repository: bool,  # noqa: FBT001  (a parameter)
+    real_server: RealServer, tmp_path: Path
 ) -> None:
     """Not the one that is done first: that is refused by the gates. Those who lose are aborted."""
     (tmp_path / "a.py").write_text("x = 0\n")
-    if is_repository:
-        repository(tmp_path)
     done: list[str] = []
     places: dict[str, str] = {}
     hanging: set[str] = set()
@@ -209,10 +204,7 @@ async def test_the_first_accepted_one_wins_the_race(
             return shell(f"echo '{code}' > a.py; touch stray; pwd")
         places[name] = str(request.messages[-1]["content"]).strip()
         if name == "t#2":
-            await until(lambda: "t#1" in hanging and "t#3" in hanging)
-        elif name == "t#3":
-            hanging.add(name)
-            return Hang(times=None)
+            await until(lambda: hanging)
         done.append(name)
         return "Written."
 
@@ -220,7 +212,7 @@ async def test_the_first_accepted_one_wins_the_race(
         assert read_task(request.prompt).id == "t#2"
         return ACCEPT
 
-    race = task("t", "a.py", mode=TaskMode.RACE, racers=3)
+    race = task("t", "a.py", mode=TaskMode.RACE, racers=2)
     with scripted(real_server, worker, reviewer):
         async with mission_of(real_server, tmp_path, race) as mission:
             report = await mission.wait_finished()
@@ -232,29 +224,25 @@ async def test_the_first_accepted_one_wins_the_race(
         "t": TaskState.ACCEPTED,
         "t#1": TaskState.CANCELLED,
         "t#2": TaskState.ACCEPTED,
-        "t#3": TaskState.CANCELLED,
     }
     assert "does not parse" in report.tasks[1].reasons[0]
     assert quiescence.is_quiet
-    assert quiescence.sessions >= 4
+    assert quiescence.sessions >= 3
     assert (tmp_path / "a.py").read_text() == "x = 2\n"
     assert not (tmp_path / "stray").exists()
-    assert len(set(places.values())) == 3
+    assert len(set(places.values())) == 2
     assert not any(Path(place).exists() for place in places.values())  # noqa: ASYNC240
 
 
-@pytest.mark.parametrize(
-    ("kind", "is_repository"), [("shared", True), ("shared", False), ("worktree", True)]
-)
+@pytest.mark.parametrize("kind", ["shared", "worktree"])
 async def test_a_worker_that_wakes_after_its_lease_moved(
     real_server: RealServer,
     tmp_path: Path,
     kind: IsolationKind,
-    is_repository: bool,  # noqa: FBT001  (a parameter)
 ) -> None:
     """What it then writes is put aside and told; what the second attempt left is accepted."""
     (tmp_path / "a").write_text("old\n")
-    if is_repository:
+    if kind == "worktree":
         repository(tmp_path)
     wake = tmp_path.parent / f"{tmp_path.name}-wake"
     sessions: Counter[str] = Counter()

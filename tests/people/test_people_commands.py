@@ -28,7 +28,7 @@ from orchestra.opencode.people.ending import cancel_mission
 from orchestra.opencode.reaper import can_find
 
 SCRIPT = Path(sys.executable).with_name("orchestra")
-LIMIT = 60.0
+LIMIT = 120.0
 PLAN = Plan((TaskSpec(id="a", title="Do a"),))
 ACCEPT = '{"verdict": "accept"}'
 

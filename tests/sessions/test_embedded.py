@@ -14,6 +14,7 @@ import pytest
 from tool_processes import is_running, until
 
 from orchestra import CommandAgent, EmbeddedAgent, EmbeddedBackend, Turn
+from orchestra.errors import SessionLostError
 from orchestra.events import (
     Finished,
     FinishReason,
@@ -130,6 +131,16 @@ async def run(agent: EmbeddedAgent, directory: Path, prompt: str = "go") -> list
 def last(events: list[SessionEvent]) -> Finished:
     assert isinstance(events[-1], Finished)
     return events[-1]
+
+
+async def test_a_session_of_another_process_is_lost(tmp_path: Path) -> None:
+    """Its id is nobody else's, so that a mission that goes on does not get another task's session."""
+    async with EmbeddedBackend({"echo": echo}) as before:
+        session = await before.open("echo", directory=tmp_path)
+    async with EmbeddedBackend({"echo": echo}) as after:
+        await after.open("echo", directory=tmp_path)
+        with pytest.raises(SessionLostError):
+            await after.reopen(session.id, "echo", directory=tmp_path)
 
 
 async def test_command_reads_the_prompt_and_then_the_end_of_its_input(tmp_path: Path) -> None:

@@ -254,15 +254,16 @@ class BudgetTree:
             each.micros.held += micros
         return hold
 
-    def record(self, hold: Hold, so_far: Amount) -> bool:
+    def record(self, hold: Hold, so_far: Amount, steps: int = 1) -> bool:
         """Take in what a request in flight has used, and hold room for its next step.
 
         Args:
             hold: The request.
             so_far: What it has used altogether.
+            steps: For how many more steps there shall be room.
 
         Returns:
-            Whether one more step as large as the last one fits; False also when it is not open.
+            Whether so many more steps as large as the last one fit; False also when it is not open.
         """
         if not hold.is_open:
             return False
@@ -270,10 +271,9 @@ class BudgetTree:
         hold.used = used
         self._note(hold.estimate, used)
         self._hold_anew(hold, hold.held.or_more(used))
-        ahead = Amount(
-            tokens=max(2 * used.tokens - before.tokens, hold.held.tokens),
-            microdollars=max(2 * used.microdollars - before.microdollars, hold.held.microdollars),
-        )
+        tokens = used.tokens + steps * (used.tokens - before.tokens)
+        micros = used.microdollars + steps * (used.microdollars - before.microdollars)
+        ahead = hold.held.or_more(Amount(tokens=tokens, microdollars=micros))
         tokens = ahead.tokens - hold.held.tokens
         micros = ahead.microdollars - hold.held.microdollars
         if not all(

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import os
+import secrets
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -455,6 +456,8 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
         self._agents = dict(agents)
         self._permission_policy = permission_policy
         self._thread_grace = thread_grace
+        # Another process must not take one of its sessions for one of ours.
+        self._name = f"embedded_{secrets.token_hex(4)}"
         self._ids = itertools.count(1)
         self._host: _Host | None = None
         self._is_open = False
@@ -505,7 +508,7 @@ class EmbeddedBackend(AsyncContextManagerMixin, SessionBackend):
             raise NotADirectoryError(f"the agent's directory {directory} does not exist")
         session = _EmbeddedSession(
             host,
-            f"embedded_{next(self._ids)}",
+            f"{self._name}_{next(self._ids)}",
             wanted,
             call,
             Path(directory),

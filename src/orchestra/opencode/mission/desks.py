@@ -76,7 +76,7 @@ class Desks:
                 if state is TaskState.MERGING and await self._is_taken(task_id):
                     self._taken.add(task_id)
                 elif state in _UNDER_WAY:
-                    await self.open(task_id)
+                    await self.open(task_id, is_resumed=True)
                 elif state is TaskState.SPLIT:
                     await self.leave(task_id)
         except WorkplaceError as exc:
@@ -90,11 +90,12 @@ class Desks:
         tree = task.receipt.tree if task.receipt is not None else ""
         return bool(tree) and await self.places.is_taken(task_id, task.files, tree)
 
-    async def open(self, task_id: str) -> Workplace:
+    async def open(self, task_id: str, *, is_resumed: bool = False) -> Workplace:
         """Give a task the workplace of the attempt that begins, or goes on. A checkpoint.
 
         Args:
             task_id: The task.
+            is_resumed: Whether an earlier process has begun with it.
 
         Raises:
             WorkplaceError: There cannot be one.
@@ -109,6 +110,7 @@ class Desks:
             # Those who race for the same task do not wait for each other.
             position=self._tasks.position_of(task.parent if is_racing else task_id),
             parts=self._tasks.parts_of(task_id),
+            is_resumed=is_resumed,
         )
 
     @asynccontextmanager

@@ -63,7 +63,7 @@ def _diff_file(change: FileChange) -> str:
     new = f"b/{change.path}" if change.after is not None else "/dev/null"
     header = f"--- {old}\n+++ {new}\n"
     if not change.is_known:
-        return f"{header}(changed; too large to be shown)\n"
+        return f"{header}(changed; it is too large to be shown, or what it held before is not known any more)\n"
     before, after = _lines(change.before), _lines(change.after)
     if before is None or after is None:
         sizes = f"{len(change.before or b'')} -> {len(change.after or b'')} bytes"

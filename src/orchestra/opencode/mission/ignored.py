@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import hashlib
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import final
 
@@ -58,6 +59,23 @@ class Ignored:
                 return found
             found.update(split(listed))
         return found
+
+    async def find(self, path: str, digest: bytes, keep: Callable[[bytes, bytes], object]) -> None:
+        """Have what a file held kept, if that is what was committed last. A checkpoint.
+
+        Args:
+            path: The file, relative to the workspace.
+            digest: The SHA-256 of what it held.
+            keep: Called with that and the contents.
+        """
+        if self._git is None:
+            return
+        try:
+            _, text, _ = await self._git.ask("cat-file", "blob", f"HEAD:./{path}")
+        except GitError:
+            return
+        if hashlib.sha256(data := text.encode()).digest() == digest:
+            keep(digest, data)
 
     def __repr__(self) -> str:
         return f"<Ignored of {self._directory} {'git' if self._git else 'no git'}>"

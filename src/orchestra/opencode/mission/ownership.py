@@ -184,6 +184,7 @@ class Ownership:
         self._revision = 0
         self.generation: int = 0
         self.is_lost: bool = False
+        self._is_followed = anyio.Event()
 
     async def claim(self) -> None:
         """Become the owner, or say who is. A checkpoint.
@@ -246,7 +247,7 @@ class Ownership:
         return False
 
     async def keep(self, lost: Callable[[str], None]) -> None:
-        """Renew the lease for ever; to be run beside the mission.
+        """Renew the lease until it is somebody else's; to be run beside the mission.
 
         Args:
             lost: Called with a sentence when it is somebody else's.
@@ -255,11 +256,15 @@ class Ownership:
             async with self._space.lease(
                 _lease_name(self.generation), owner=self._mission, lifetime=self._lifetime
             ):
-                await anyio.sleep_forever()
+                await self._is_followed.wait()
         except StoreError as exc:
             _LOG.warning("mission %s does not own its workspace any more: %s", self._mission, exc)
-            self.is_lost = True
-            lost(await self.explain_loss())
+            self._lose()
+        lost(await self.explain_loss())
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self._is_followed.set()
 
     async def explain_loss(self) -> str:
         """Say who is the owner since this one is not any more. A checkpoint."""
@@ -292,7 +297,7 @@ class Ownership:
         """
         plain = await tx.get(OWNER)
         if plain is not None and plain["generation"] > self.generation:
-            self.is_lost = True
+            self._lose()
             raise LeaseLostError(OWNER, self.generation)
         tx.put(OWNER, {"generation": self.generation})
 
@@ -307,7 +312,7 @@ class Ownership:
         """
         plain = await tx.get(OWNER)
         if self.is_lost or plain is None or plain["generation"] != self.generation:
-            self.is_lost = True
+            self._lose()
             raise LeaseLostError(OWNER, self.generation)
 
     async def release(self) -> None:

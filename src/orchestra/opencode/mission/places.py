@@ -126,6 +126,7 @@ class Places(Workplaces):
         is_apart: bool = False,
         position: float = 0,
         parts: Sequence[str] = (),
+        is_resumed: bool = False,
     ) -> Workplace:
         """See `Workplaces.open`."""
         names = tuple(dict.fromkeys(normal_path(path) for path in files))
@@ -135,7 +136,9 @@ class Places(Workplaces):
         if not (is_apart or self._is_apart):
             place = await self._open_shared(task_id, names, parts)
         elif (worktrees := await self._find_worktrees()) is not None:
-            place = await worktrees.open(task_id, names, position, is_racing=is_apart, parts=parts)
+            place = await worktrees.open(
+                task_id, names, position, is_racing=is_apart, parts=parts, is_resumed=is_resumed
+            )
         else:
             place = await self._copies.open(task_id, names)
         self._places[task_id] = place
@@ -150,7 +153,7 @@ class Places(Workplaces):
         if seat is None:
             seat = Seat(task_id, files)
             self._workspace.gather(seat, parts)
-            self._workspace.recall(seat, self._recalled.get(task_id, {}))
+            await self._workspace.recall(seat, self._recalled.get(task_id, {}))
         elif seat.working:
             # An earlier attempt has not ended: what it still does is not this attempt's.
             self._workspace.seats.leave(seat)

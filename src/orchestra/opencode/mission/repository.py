@@ -272,6 +272,28 @@ class Repository:
         code, _, _ = await self.git.ask("merge-base", "--is-ancestor", commit, of)
         return code == 0
 
+    async def newest(self, branch: str) -> str:
+        """Return the last branch that `free_branch` gave for a name; empty: none. A checkpoint.
+
+        Args:
+            branch: The name.
+        """
+        listed = await self.git.run("for-each-ref", "--format=%(refname:short)", "refs/heads")
+        taken = set(listed.split("\n"))
+        number, found, name = 1, "", branch
+        while name in taken:
+            number, found, name = number + 1, name, f"{branch}-{number + 1}"
+        return found
+
+    async def base_of(self, branch: str) -> str:
+        """Return the commit from which the work in a branch of `salvage` began. A checkpoint.
+
+        Args:
+            branch: The branch.
+        """
+        parents = await self.git.run("rev-parse", f"refs/heads/{branch}^@")
+        return next(reversed(parents.split()), "")
+
     async def refs(self, prefix: str) -> list[str]:
         """Return the names of references. A checkpoint.
 
@@ -295,7 +317,9 @@ class Repository:
             free = f"{name}-{number}"
         return free
 
-    async def salvage(self, top: Path, index: Path, branch: str, known: Sequence[str]) -> str:
+    async def salvage(
+        self, top: Path, index: Path, branch: str, known: Sequence[str], *, base: str
+    ) -> str:
         """Save what a worktree holds, untracked files too, to a branch. A checkpoint.
 
         Whether it looks merged by ancestry does not matter: the files themselves are compared.
@@ -305,6 +329,7 @@ class Repository:
             index: An index for it.
             branch: The branch's name; another one when it is taken.
             known: Commits whose contents are safe.
+            base: The commit from which its work began; empty: nobody knows.
 
         Returns:
             The branch; empty when everything is in one of the known commits.
@@ -320,7 +345,8 @@ class Repository:
                 return ""
         if await self.has_new_repositories(head or known[0], tree):
             raise GitError("there is another repository in it, which no branch can keep")
-        saved = await self.commit(tree, f"Salvage {branch}", *filter(None, [head]))
+        parents = dict.fromkeys(filter(None, [head, base]))
+        saved = await self.commit(tree, f"Salvage {branch}", *parents)
         free = await self.free_branch(branch)
         await self.git.run("update-ref", f"refs/heads/{free}", saved, "")
         return free

@@ -80,6 +80,8 @@ class Bill:
         self._prompt = prompt
         self._paid = paid
         self._used = Amount()
+        self._step = Amount()
+        self._is_cut = False
 
     @property
     def is_wrap_up(self) -> bool:
@@ -106,15 +108,23 @@ class Bill:
         except UnknownPriceError as exc:
             return TurnError(name="UnknownPriceError", message=str(exc), is_retryable=False)
         before, self._used = self._used, so_far.or_more(self._used)
-        if self._reservation is None or self._reservation.record(self._used):
-            return None
-        step = Amount(
+        step = self._step = Amount(
             tokens=self._used.tokens - before.tokens,
             microdollars=self._used.microdollars - before.microdollars,
         )
+        # When a model call is told, the next one has begun: there must be room for another one.
+        if self._reservation is None or self._reservation.record(self._used, steps=2):
+            return None
         return self._spending.shortage(
             self._budget, self._reservation, step, wrap_up=self.is_wrap_up
         )
+
+    def cut(self) -> None:
+        """The turn ends during a model call, of which nobody will tell what it has cost.
+
+        It is paid as much as for the one before.
+        """
+        self._is_cut = True
 
     def time_over(self) -> TurnError:
         """Return why a turn ends whose time is over."""
@@ -130,6 +140,8 @@ class Bill:
             actual = self._spending.prices.cost(self._model or "", usage).or_more(self._used)
         except UnknownPriceError:
             actual = self._used.or_more(Amount(tokens=_tokens(usage)))
+        if self._is_cut:
+            actual = actual.or_more(self._used + self._step)
         self._spending.pay(
             self._budget, self._reservation, self._ask, actual, prompt=self._prompt, paid=self._paid
         )

@@ -84,6 +84,7 @@ class TurnWatch:
             TurnStoppedError: The turn must not go on.
         """
         if self._shortage is not None and not isinstance(event, Finished):
+            self.bill.cut()
             raise TurnStoppedError(self._shortage)
         if isinstance(event, UsageReported):
             self.passage.answered()
@@ -105,6 +106,7 @@ class TurnWatch:
         goes_on = self._has_called or (self._reports > 1 and not self._ever_called)
         self._has_called = False
         if self._shortage is not None and goes_on:
+            self.bill.cut()
             raise TurnStoppedError(self._shortage)
 
     def _bear(self, event: RetryScheduled) -> None:

@@ -161,6 +161,7 @@ class Workplaces(ABC):
         is_apart: bool = False,
         position: float = 0,
         parts: Sequence[str] = (),
+        is_resumed: bool = False,
     ) -> Workplace:
         """Give a task its workplace for the attempt that begins, or the one that it has.
 
@@ -174,6 +175,8 @@ class Workplaces(ABC):
             is_apart: Whether it must be a copy of the workspace.
             position: The task's place in the plan.
             parts: The tasks that it was split into: what was accepted of them is its change too.
+            is_resumed: Whether an earlier process has begun with it: what that one has saved of the
+                task's work is there again, as far as it can be.
 
         Raises:
             WorkplaceError: There cannot be one.

@@ -210,8 +210,10 @@ class Workspace:
                 finally:
                     seat.working -= 1
 
-    def recall(self, seat: Seat, before: Mapping[str, str]) -> None:
-        """Take what a task changed under an earlier process for its change.
+    async def recall(self, seat: Seat, before: Mapping[str, str]) -> None:
+        """Take what a task changed under an earlier process for its change. A checkpoint if any.
+
+        What a file held before is known again only if it is what was committed last.
 
         Args:
             seat: Whose.
@@ -223,6 +225,8 @@ class Workspace:
             if _digest_of(old) != _digest_of(now):
                 seat.before.setdefault(path, old)
                 seat.changed.add(path)
+                if old is not None and await self.contents(old) is None:
+                    await self._ignored.find(path, old.digest, self._contents.keep)
 
     def gather(self, seat: Seat, parts: Sequence[str]) -> None:
         """Take what was accepted of the parts of a task for its change.

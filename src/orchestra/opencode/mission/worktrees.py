@@ -14,14 +14,14 @@ from typing import final
 import anyio
 import anyio.to_thread
 
-from orchestra.opencode.mission.apart import AFTER_CHECK, NO_LEASE, Apart, unlink_all
 from orchestra.opencode.mission.attribution import Seat, Seats
-from orchestra.opencode.mission.git import GitError, split
+from orchestra.opencode.mission.git import GitError
 from orchestra.opencode.mission.leases import Leases
 from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.repository import Repository
-from orchestra.opencode.mission.workplaces import Change, Taken, WorkplaceError
-from orchestra.opencode.mission.workspace import MAX_LISTED, Workspace, slug
+from orchestra.opencode.mission.workplaces import Taken, WorkplaceError
+from orchestra.opencode.mission.workspace import Workspace, slug
+from orchestra.opencode.mission.worktree import Worktree
 from orchestra.opencode.mission.worktree_files import (
     find_base,
     folders_in,
@@ -30,8 +30,9 @@ from orchestra.opencode.mission.worktree_files import (
     write_base,
 )
 
-__all__ = ("Worktree", "Worktrees", "default_home")
+__all__ = ("Worktrees", "default_home")
 
+_SALVAGE = "orchestra/salvage"
 _MAX_TRIES = 5
 _MAX_CONFLICT = 3_000
 
@@ -85,6 +86,7 @@ class Worktrees:
         self._tip = ""
         self._open: dict[str, Worktree] = {}
         self._split: dict[str, float] = {}
+        self._parents: set[str] = set()
         self._is_moved = anyio.Event()
         self._is_abandoned = False
 
@@ -149,6 +151,7 @@ class Worktrees:
         *,
         is_racing: bool,
         parts: Sequence[str] = (),
+        is_resumed: bool = False,
     ) -> Worktree:
         """Give a task its worktree, or the one that it has. A checkpoint.
 
@@ -159,6 +162,7 @@ class Worktrees:
             is_racing: Whether others race with it for the same files: then its lease is on its
                 own attempts only.
             parts: The tasks that it was split into.
+            is_resumed: Whether what was saved of its work is to be there.
 
         Raises:
             WorkplaceError: It cannot be made.
@@ -168,7 +172,7 @@ class Worktrees:
         place = self._open.get(task_id)
         if place is None:
             async with self._lock:
-                place = await self._make(task_id, files, position, parts)
+                place = await self._make(task_id, files, position, parts, is_resumed=is_resumed)
             self._open[task_id] = place
         if not is_racing:
             self.seats.enter(place.seat)
@@ -177,14 +181,26 @@ class Worktrees:
         return place
 
     async def _make(
-        self, task_id: str, files: tuple[str, ...], position: float, parts: Sequence[str]
+        self,
+        task_id: str,
+        files: tuple[str, ...],
+        position: float,
+        parts: Sequence[str],
+        *,
+        is_resumed: bool,
     ) -> Worktree:
+        saved = ""
         top = self._folder / slug(task_id)
         try:
             base = await find_base(top)  # after a restart
             if not base:
                 await self._clear(top)
-                base = await self.snapshot()
+                if is_resumed:
+                    saved = await self.repository.newest(
+                        f"{_SALVAGE}/{self._mission_id}/{top.name}"
+                    )
+                base = await self.repository.base_of(saved) if saved else ""
+                base = base or await self.snapshot()
                 branch = await self.repository.free_branch(
                     f"orchestra/{self._mission_id}/{top.name}"
                 )
@@ -197,9 +213,22 @@ class Worktrees:
             if parts:
                 names = {_message(part) for part in parts}
                 place.steps = await self.repository.steps(self._tip, names)
+            if saved:
+                await self._bring_back(place, saved)
         except (GitError, OSError) as exc:
             raise WorkplaceError(f"there is no worktree for task {task_id!r}: {exc}") from exc
         return place
+
+    async def _bring_back(self, place: Worktree, branch: str) -> None:
+        """Let a worktree hold what was saved of it when the mission was interrupted."""
+        repository, index = self.repository, index_of(place.top)
+        saved = await repository.tree_of(f"refs/heads/{branch}")
+        if await repository.write(place.top, index, await place.tree(), saved):
+            # The interrupted mission's snapshots belong to the history of what is merged with.
+            tip = await self.snapshot()
+            tree = await repository.tree_of(tip)
+            await self._move_tip(await repository.commit(tree, "The workspace", tip, place.base))
+            await repository.git.run("update-ref", "-d", f"refs/heads/{branch}")
 
     def find(self, task_id: str) -> Worktree | None:
         """Return the worktree that a task has.
@@ -220,6 +249,7 @@ class Worktrees:
             self._split.pop(task_id, None)
         else:
             self._split[task_id] = position
+            self._parents.add(task_id)
         self._tell_moved()
 
     async def _clear(self, top: Path) -> None:
@@ -277,6 +307,7 @@ class Worktrees:
                 taken = Taken(problem=str(exc))
         if not taken.problem and not taken.is_moved:
             self.split(place.seat.task_id, None)
+            self._parents.discard(place.seat.task_id)
             await self.close(place)
         return taken
 
@@ -360,7 +391,11 @@ class Worktrees:
         index = index_of(top)
         try:
             branch = await repository.salvage(
-                top, index, f"orchestra/salvage/{mission_id}/{top.name}", known
+                top,
+                index,
+                f"{_SALVAGE}/{mission_id}/{top.name}",
+                known,
+                base=await find_base(top),
             )
             await repository.git.run("worktree", "remove", "--force", "--force", str(top))
         except GitError as exc:
@@ -409,6 +444,8 @@ class Worktrees:
         if not await anyio.to_thread.run_sync(folders_in, folder):
             await self.repository.git.run("worktree", "prune")
             await self._drop_branches(folder.name)
+            if self._parents and folder == self._folder:
+                return  # whoever goes on with the mission finds there what parts have done
             await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
@@ -439,159 +476,3 @@ class Worktrees:
 def _message(task_id: str) -> str:
     """Return the message of the commit in which a task's change is taken over."""
     return f"Task {task_id}"
-
-
-@final
-class Worktree(Apart):
-    """A task that works in a worktree of its own; from `Worktrees.open`.
-
-    Attributes:
-        top: The worktree.
-        base: The commit that its change is merged from.
-        position: The task's place in the plan.
-        steps: Trees before and after what was accepted of the task's parts.
-        merged: The commit that was taken over.
-        leased: The files that its lease is on.
-        is_closed: Whether it is removed, or about to be.
-    """
-
-    def __init__(
-        self, worktrees: Worktrees, seat: Seat, top: Path, base: str, position: float
-    ) -> None:
-        super().__init__(seat)
-        self._worktrees = worktrees
-        self._seen_from = ("", "")
-        self.top: Path = top
-        self.base: str = base
-        self.position: float = position
-        self.steps: Sequence[tuple[str, str]] = ()
-        self.merged: str = ""
-        self.is_closed: bool = False
-        self.leased: tuple[str, ...] = ()
-
-    @property
-    def directory(self) -> Path:
-        """The workspace's counterpart in the worktree."""
-        return self.top / self._worktrees.repository.prefix
-
-    @property
-    def is_left(self) -> bool:
-        """See `Workplace.is_left`."""
-        return self._worktrees.find(self.seat.task_id) is not self
-
-    async def tree(self) -> str:
-        """Return the tree of what it holds. A checkpoint.
-
-        Raises:
-            GitError: It cannot be written.
-        """
-        worktrees = self._worktrees
-        return await worktrees.repository.tree(self.top, index_of(self.top), forced=self.seat.files)
-
-    async def look(self) -> Change:
-        """See `Workplace.look`."""
-        repository = self._worktrees.repository
-        try:
-            tree, before = await self.tree(), await self._before()
-            changed = await repository.changed(before, tree)
-            if strays := [path for path in changed if not self._may_write(path)]:
-                await self._put_back(strays, self.base, NO_LEASE)
-                tree = await self.tree()
-                changed = await repository.changed(before, tree)
-            diff = await repository.diff(before, tree)
-            self.checked, self.seat.changed = tree, set(changed)
-        except GitError as exc:
-            return Change(tree="", directory=self.directory, problems=(str(exc),))
-        return Change(
-            tree=tree,
-            directory=self.directory,
-            changed=tuple(changed[:MAX_LISTED]),
-            strays=tuple(dict.fromkeys(self.strays))[:MAX_LISTED],
-            diff=diff,
-        )
-
-    async def _before(self) -> str:
-        """Return the tree that its change is seen against: without what its parts have done."""
-        if not self.steps:
-            return self.base
-        base, before = self._seen_from
-        if base != self.base:
-            index = self.top.with_name(f"{self.top.name}.before")
-            before = await self._worktrees.repository.undo(self.base, self.steps, index)
-            self._seen_from = (self.base, before)
-        return before
-
-    async def before(self, path: str) -> bytes | None:
-        """See `Workplace.before`."""
-        try:
-            return await self._worktrees.repository.contents(await self._before(), path)
-        except GitError:
-            return None
-
-    def _may_write(self, path: str) -> bool:
-        if self.seat.files:
-            return self.seat.covers(path)
-        holders = (self._worktrees.seats, self._worktrees.workspace.seats)
-        return all(seats.holder(path) in {None, self.seat} for seats in holders)
-
-    async def settle(self, tree: str) -> bool:
-        """Put aside what has changed since a check, since then nobody was to be at work.
-
-        A checkpoint.
-
-        Args:
-            tree: What was checked.
-
-        Returns:
-            Whether it holds what was checked.
-
-        Raises:
-            GitError: It cannot be put aside.
-        """
-        now = await self.tree()
-        if now == tree:
-            return True
-        if self.seat.working or not tree or tree != (self.checked or tree):
-            return False
-        late = await self._worktrees.repository.changed(tree, now)
-        await self._put_back(late, tree, AFTER_CHECK)
-        return await self.tree() == tree
-
-    async def clear(self) -> None:
-        """See `Apart.clear`."""
-        try:
-            found = await self._worktrees.repository.changed(self.checked, await self.tree())
-            left = [path for path in found if not self.is_own(path)]
-            await anyio.to_thread.run_sync(unlink_all, self.directory, left)
-            await self._restore(left, self.checked)
-        except (GitError, OSError):
-            return  # the look that follows tells of it
-
-    async def _put_back(self, strays: Sequence[str], source: str, why: str) -> None:
-        self.strays += strays
-        await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays, why)
-        await self._restore(strays, source)
-
-    async def _restore(self, strays: Sequence[str], source: str) -> None:
-        git = self._worktrees.repository.git.at(self.directory)
-        listed = split(await git.run("ls-tree", "-r", "-z", "--name-only", source))
-        if there := sorted({*strays} & {*listed}):
-            await git.run(
-                "restore",
-                f"--source={source}",
-                "--worktree",
-                "--pathspec-from-file=-",
-                "--pathspec-file-nul",
-                stdin="\0".join(f":(literal){path}" for path in there),
-            )
-
-    async def integrate(self, tree: str) -> Taken:
-        """See `Workplace.integrate`."""
-        return await self._worktrees.integrate(self, tree)
-
-    async def remove(self) -> None:
-        """See `Apart.remove`; its work is kept in a branch."""
-        await self._worktrees.close(self)
-
-    def __repr__(self) -> str:
-        return f"<Worktree {self.top} of {self.seat.task_id!r}>"
