@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -90,7 +90,7 @@ class WaitOrderMachine(RuleBasedStateMachine):
 
 def test_order_equals_a_list_with_a_search() -> None:
     """After any arrivals, departures and grants the next one is who a plain list says."""
-    run_state_machine_as_test(WaitOrderMachine)
+    run_state_machine_as_test(WaitOrderMachine, settings=settings(max_examples=60))
 
 
 @given(

@@ -16,7 +16,8 @@ from typing import Self
 __all__ = ("Terminal",)
 
 _TAKE_OVER = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # ignored by what nohup starts
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 _STEERING = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

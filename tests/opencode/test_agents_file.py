@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -31,7 +31,7 @@ from orchestra.opencode.agents.agents_file import (
     parse_agents,
     read_agents_file,
 )
-from orchestra.opencode.agents.roles import close_off
+from orchestra.opencode.agents.roles import add_rules, close_off
 from orchestra.opencode.job import prepare
 from orchestra.opencode.notes import JobOptions
 
@@ -70,6 +70,36 @@ def may(rules: tuple[PermissionRule, ...], permission: str, pattern: str = "x") 
         for rule in rules
         if fnmatchcase(permission, rule.permission) and fnmatchcase(pattern, rule.pattern)
     ][-1]
+
+
+def test_what_a_newcomer_gets_wrong(tmp_path: Path) -> None:
+    """A key twice, a role in capitals, an act that stays shut: each is a sentence; a BOM is none."""
+    assert problems('{"worker": {}, "worker": {}}', tmp_path, "agents.json") == (
+        f"{tmp_path}/agents.json: not JSON: the key 'worker' is there twice in the same object",
+    )
+    assert problems("[Worker]\nmodel = 'a/b'", tmp_path) == (
+        "agents.toml: Worker: a role's agent is called 'worker', in small letters",
+    )
+    rule = "[worker]\npermissions = [{permission = 'question', action = 'ask'}]"
+    (problem,) = problems(rule, tmp_path)
+    assert problem.endswith("expected 'deny', since nobody answers an agent's questions, got 'ask'")
+    path = tmp_path / "agents.toml"
+    path.write_text("\ufeff[worker]\nmodel = 'a/b'", encoding="utf-8")
+    assert Role.WORKER in read_agents_file(path).roles
+
+
+@pytest.mark.parametrize("action", ["allow", "ask"])
+@pytest.mark.parametrize("permission", ["*", "t?sk", "task"])
+def test_rules_of_a_mission_open_no_more(action: Literal["allow", "ask"], permission: str) -> None:
+    """Workers and reviewers stay terminal, and secrets unread, whatever a mission's wildcards say."""
+    rules = (PermissionRule(permission=permission, action=action),)
+    for role in (Role.WORKER, Role.REVIEWER):
+        every = add_rules(ROLE_AGENTS[role], rules)
+        assert may(every, "task") == may(every, "question") == "deny"
+        assert may(every, "read", "a/.env") == may(every, "external_directory") == "deny"
+    narrow = (PermissionRule(permission="bash", action="ask"),)
+    worker = ROLE_AGENTS[Role.WORKER]
+    assert add_rules(worker, narrow) == (*worker.permissions, *narrow)
 
 
 def test_a_role_is_changed_and_an_agent_added(tmp_path: Path) -> None:

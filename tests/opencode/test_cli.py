@@ -22,7 +22,7 @@ from orchestra.opencode.mission.report_json import report_from_json
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tidy"
 SCRIPT = Path(sys.executable).with_name("orchestra")
-LIMIT = 60.0
+LIMIT = 120.0
 
 AGENTS = """
 import json, subprocess, sys

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
+from anyio.abc import TaskStatus
 from attrs import evolve
 
 from orchestra import Agent, MemoryStore, PermissionRule, SQLiteStore
@@ -378,6 +380,64 @@ async def test_each_wish_gets_its_own_answer(real_server: RealServer, tmp_path: 
     }
     assert left == {}
     assert sorted(questions) == ["never", "often", "silent"]
+
+
+def test_toasts_of_a_whole_run(
+    real_server: RealServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks at the server's events sees that it began, and how it ended, whatever the rate."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", real_server.password)
+    real_server.scripts.update(reviewer=_accept)
+    path = tmp_path / "mission.toml"
+    tasks = "".join(f'[[tasks]]\nid = "t{number}"\ntitle = "T"\n' for number in range(6))
+    path.write_text(
+        f"""
+goal = "toast"
+workspace.directory = "."
+backend = {{kind = "opencode", url = "{real_server.url}", model = "{MODEL}"}}
+{tasks}
+"""
+    )
+    script = Path(sys.executable).with_name("orchestra")
+    try:
+        toasts = anyio.run(_toasts_during, real_server, tmp_path, (script, "run", path))
+    finally:
+        real_server.scripts.clear()
+    assert toasts[0] == "orchestra: mission: toast"
+    assert toasts[-1] == "mission accepted: all 6 tasks were accepted"
+    assert len(toasts) == len({*toasts})
+
+
+async def _toasts_during(
+    server: RealServer, directory: Path, command: Sequence[str | Path]
+) -> list[str]:
+    """Run a command; return the toasts that the server has passed on meanwhile."""
+    toasts: list[str] = []
+
+    async def listen(*, task_status: TaskStatus[None]) -> None:
+        auth = ("opencode", server.password)
+        async with (
+            httpx2.AsyncClient(auth=auth, timeout=None) as client,
+            client.stream(
+                "GET", f"{server.url}/event", params={"directory": str(directory)}
+            ) as got,
+        ):
+            async for line in got.aiter_lines():
+                if "server.connected" in line:
+                    task_status.started()
+                if '"tui.toast.show"' in line:
+                    toast = json.loads(line.removeprefix("data: "))["properties"]
+                    toasts.append(f"{toast['title']}: {toast['message']}")
+
+    with anyio.fail_after(90):
+        async with anyio.create_task_group() as group:
+            await group.start(listen)
+            await anyio.run_process(command)
+            while not any("accepted: " in toast for toast in toasts):  # noqa: ASYNC110  (the stream)
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+    return toasts
 
 
 async def test_a_toast_is_taken(real_server: RealServer, tmp_path: Path) -> None:

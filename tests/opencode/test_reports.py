@@ -128,6 +128,35 @@ def test_round_trip(report: MissionReport) -> None:
     assert report_from_json(json.loads(text)) == report
 
 
+def test_output_is_written_once() -> None:
+    """What a command printed is in the file once, although receipts hold it too, and read back whole."""
+    passed = CommandResult(argv=("make",), exit_code=0, output="all is well")
+    other = CommandResult(argv=("make",), exit_code=1, output="an earlier word")
+    receipt = Receipt(tree="d", commands=(other, passed))
+    task = TaskReport(
+        id="t", title="T", state=TaskState.ACCEPTED, commands=(passed,), receipt=receipt
+    )
+    report = MissionReport(
+        goal="g",
+        outcome=MissionOutcome.ACCEPTED,
+        reason="r",
+        backend="embedded",
+        directory="d",
+        tasks=(task,),
+        commands=(passed, other),
+        receipt=receipt,
+    )
+    document = report_to_json(report)
+    assert json.dumps(document).count("all is well") == 2
+    assert json.dumps(document).count("an earlier word") == 2
+    assert [each.get("same_as") for each in document["receipt"]["commands"]] == [1, 0]
+    assert [each.get("same_as") for each in document["tasks"][0]["receipt"]["commands"]] == [
+        None,
+        0,
+    ]
+    assert report_from_json(json.loads(json.dumps(document))) == report
+
+
 def test_a_price_that_is_no_number_is_null() -> None:
     """What JSON cannot say does not break the file, and comes back as unknown."""
     usage = Usage(cost=math.inf)

@@ -70,14 +70,30 @@ async def test_logs_are_packed_and_then_go(tmp_path: Path, folder: Path) -> None
 
 
 async def test_quarantine_is_kept_longer_and_told(tmp_path: Path, folder: Path) -> None:
-    """Files in quarantine outlive reports, are counted, and are never removed for want of room."""
-    put(folder / "quarantine" / "m1" / "a.py", 20, "x" * 100)
+    """Files in quarantine outlive reports, are counted, and stay a day although there is no room."""
+    put(folder / "quarantine" / "m1" / "a.py", 0.9, "x" * 100)
     put(folder / "quarantine" / "m0" / "b.py", 31)
     cleaning = await clean_workspace(tmp_path, CleanOptions(size=50), now=NOW)
     assert tree(folder) == {"quarantine/m1/a.py"}
     assert cleaning.quarantined == 1
     assert "in quarantine" in str(cleaning)
     assert "look them through" in cleaning.problems[0]
+    assert "removed 1 files" in cleaning.notes[0]
+
+
+async def test_quarantine_is_bounded(tmp_path: Path, folder: Path) -> None:
+    """Past their day of grace quarantined files go for want of room, the oldest first, and it is told."""
+    for number in range(1_000):
+        put(folder / "quarantine" / "t" / f"{number:04}.py", 2 + number / 1_000, "x" * 3_000)
+    put(folder / "report-1.json", 0.1)
+    cleaning = await clean_workspace(tmp_path, now=NOW)
+    assert not cleaning.problems
+    assert cleaning.files <= 200
+    assert cleaning.size <= 2_000_000
+    left = tree(folder)
+    assert "quarantine/t/0000.py" in left
+    assert "quarantine/t/0999.py" not in left
+    assert f"removed {1_000 - len(left)} files from" in cleaning.notes[0]
 
 
 async def test_links_are_not_followed(tmp_path: Path, folder: Path) -> None:

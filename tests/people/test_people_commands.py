@@ -21,12 +21,14 @@ from orchestra import EmbeddedBackend, SQLiteStore
 from orchestra.opencode.mission import ownership
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
 from orchestra.opencode.mission.runner import Mission
+from orchestra.opencode.mission.saved import SavedMission
+from orchestra.opencode.notes import JobOptions, recall, take_notes
 from orchestra.opencode.people.cancelling import Quiescence, write_quiet
 from orchestra.opencode.people.ending import cancel_mission
 from orchestra.opencode.reaper import can_find
 
 SCRIPT = Path(sys.executable).with_name("orchestra")
-LIMIT = 60.0
+LIMIT = 120.0
 PLAN = Plan((TaskSpec(id="a", title="Do a"),))
 ACCEPT = '{"verdict": "accept"}'
 
@@ -239,6 +241,17 @@ async def test_what_was_not_found_idle_is_looked_at_again(work: Path) -> None:
         await write_quiet(store.namespace(mission.id), busy)
         outcome = await cancel_mission(work, "last", wait=0.1)
         assert (outcome.state, outcome.is_quiet) == ("accepted", True)
+
+
+def test_a_resumed_mission_goes_on_with_its_event_log() -> None:
+    """The file is noted with its whole path, since nobody resumes from the same folder."""
+    options = JobOptions(mission="g", backend="opencode", event_log=Path("events.jsonl"))
+    saved = SavedMission(
+        id="m", goal="g", directory=Path("w"), state="running", is_over=False, started_at="",
+        launch=json.loads(json.dumps(take_notes(options))),
+    )  # fmt: skip
+    again = recall(saved, url=None, password=None)
+    assert again.event_log == Path.cwd() / "events.jsonl"
 
 
 def test_clean(work: Path) -> None:

@@ -9,8 +9,17 @@ import anyio
 import pytest
 from attrs import evolve
 
-from orchestra import EmbeddedBackend, MemoryStore, MVCCStore, PermissionRule, SQLiteStore, Turn
+from orchestra import (
+    Agent,
+    EmbeddedBackend,
+    MemoryStore,
+    MVCCStore,
+    PermissionRule,
+    SQLiteStore,
+    Turn,
+)
 from orchestra.events import PermissionRequest
+from orchestra.opencode.agents.roles import add_rules
 from orchestra.opencode.mission.events import MissionEvent, TurnStarted
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import MissionSettings, Plan, TaskSpec
@@ -409,5 +418,9 @@ async def test_rules_reach_the_agents(tmp_path: Path) -> None:
     settings = MissionSettings(todo_file=None, has_evidence=False, people=ASKING)
     backend = EmbeddedBackend({"worker": look, "reviewer": review})
     await run_mission("g", backend=backend, directory=tmp_path, plan=PLAN, settings=settings)
-    assert found[0].permissions[-3:] == ASKING.permissions["worker"]
+    rules = ASKING.permissions["worker"]
+    assert found[0].permissions[-len(add_rules(Agent("x"), rules)) :] == add_rules(
+        Agent("x"), rules
+    )
+    assert [rule for rule in found[0].permissions if rule in rules][-3:] == list(rules)
     assert found[0].subagent_depth == 1

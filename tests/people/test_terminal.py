@@ -74,8 +74,15 @@ def approve(mission: Path) -> None:
 
 
 def test_a_no_with_a_reason_then_a_yes(mission: Path) -> None:
-    """The reason goes to the planner, the new plan is shown and asked about, and a yes starts it."""
-    with Terminal(SCRIPT, "run", mission, "--approve-plan") as terminal:
+    """The reason goes to the planner, a yes to the new plan starts it, and the end is told aloud."""
+    programs = mission.parent / "bin"
+    programs.mkdir()
+    for name in ("notify-send", "osascript"):
+        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{mission.parent}/told"\n')
+        (programs / name).chmod(0o700)
+    path = {"PATH": os.pathsep.join([str(programs), os.environ["PATH"]])}
+    words = ("run", mission, "--approve-plan", "--notify")
+    with Terminal(SCRIPT, *words, environment=path) as terminal:
         terminal.shows("one: Task one")
         terminal.shows(ASKED)
         terminal.type("No, one is not enough\n")
@@ -84,7 +91,12 @@ def test_a_no_with_a_reason_then_a_yes(mission: Path) -> None:
         assert not (mission.parent / "work" / "done.txt").exists()
         terminal.type("y\n")
         assert terminal.ends() == 0
+        assert "\a" in terminal.text
     assert outcome(mission) == ("accepted", "the task was accepted")
+    told = (mission.parent / "told").read_text("utf-8").splitlines()
+    assert told[-2:] == ["mission accepted", "do it: the task was accepted"]
+    records = mission.parent / "work" / ".orchestra" / "missions.db"
+    assert records.stat().st_mode & 0o077 == 0
     assert (mission.parent / "work" / "done.txt").exists()
 
 

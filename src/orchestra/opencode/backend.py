@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from orchestra import background_tasks
@@ -33,6 +34,7 @@ from orchestra.opencode.client.session import OpenCodeSession
 from orchestra.opencode.client.stream import StreamTiming
 from orchestra.opencode.client.turn import TurnTiming
 from orchestra.opencode.client.workspace import Workspace
+from orchestra.opencode.project_plugins import check_no_plugins
 from orchestra.opencode.toasts import Toast
 
 __all__ = ("OpenCodeBackend",)
@@ -441,6 +443,8 @@ class OpenCodeBackend(anyio.AsyncContextManagerMixin, SessionBackend):
             if not await place.is_dir():
                 raise NotADirectoryError(f"{path} is not a directory")
             directory = str(place)
+            if self._server is not None and not self._project_config:
+                await anyio.to_thread.run_sync(check_no_plugins, Path(directory))
         workspace = self._workspaces.get(directory)
         if workspace is None or workspace.failure is not None:
             http = self._check_open()

@@ -1,8 +1,8 @@
 """Keeping ``.orchestra`` small: at most 200 files and 2 MB, and nothing removed that is not ours.
 
 Ours is what carries one of our names in that folder. What an agent wrote where it must not
-(``quarantine``) is somebody's work: it is kept longer than the rest, and told of. Work trees of git
-are left to whoever made them.
+(``quarantine``) is somebody's work: it is kept longer than the rest, goes for want of room only after
+a time of grace, and is told of. Work trees of git are left to whoever made them.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ class CleanOptions:
         size: How many bytes they may have together.
         days: After how many days missions, reports and logs go.
         quarantine_days: After how many days quarantined files go.
+        grace_days: For how many days they stay even when there is no room for them.
     """
 
     files: int = 200
     size: int = 2_000_000
     days: float = 7.0
     quarantine_days: float = 30.0
+    grace_days: float = 1.0
 
 
 @define(kw_only=True)
@@ -67,6 +69,7 @@ class Cleaning:
         files: Files that are left.
         size: Bytes that they have.
         quarantined: How many of them are quarantined.
+        notes: What people should know, a sentence each.
         problems: What could not be done, a sentence each.
     """
 
@@ -77,6 +80,7 @@ class Cleaning:
     files: int = 0
     size: int = 0
     quarantined: int = 0
+    notes: list[str] = field(factory=list)
     problems: list[str] = field(factory=list)
 
     def __str__(self) -> str:
@@ -127,8 +131,8 @@ async def clean_workspace(
     if cleaning.files > options.files or cleaning.size > options.size:
         cleaning.problems.append(
             f"{folder} has {cleaning.files} files with {cleaning.size / 1e6:.1f} MB, of which "
-            f"{cleaning.quarantined} are in quarantine and the rest is not ours to remove; look "
-            "them through"
+            f"{cleaning.quarantined} are in quarantine, where they stay for at least "
+            f"{options.grace_days:g} days, and the rest is not ours to remove; look them through"
         )
     return cleaning
 
@@ -196,11 +200,26 @@ def _size(path: Path) -> int:
 def _clean_files(folder: Path, cleaning: Cleaning, options: CleanOptions, now: float) -> None:
     left = [_clean_file(file, cleaning, options, now) for file in _files(folder)]
     spare = sorted(file for file in left if file is not None)
-    for file in _all_files(folder / QUARANTINE):
+    _make_room(folder, spare, cleaning, options)
+    _clean_quarantine(folder, cleaning, options, now)
+
+
+def _clean_quarantine(folder: Path, cleaning: Cleaning, options: CleanOptions, now: float) -> None:
+    """Remove what is old enough, and for want of room what is past its time of grace; tell of it."""
+    place = folder / QUARANTINE
+    before = cleaning.removed
+    for file in _all_files(place):
         if now - file.changed > options.quarantine_days * _DAY:
             _remove(file.path, cleaning)
-    _remove_empty(folder / QUARANTINE)
-    _make_room(folder, spare, cleaning, options)
+    late = [each for each in _all_files(place) if now - each.changed > options.grace_days * _DAY]
+    _make_room(folder, sorted(late), cleaning, options)
+    _remove_empty(place)
+    if cleaning.removed > before:
+        cleaning.notes.append(
+            f"removed {cleaning.removed - before} files from {place}, the oldest first: they go after "
+            f"{options.quarantine_days:g} days, and after {options.grace_days:g} when there are more "
+            f"than {options.files} files or {options.size / 1e6:g} MB"
+        )
 
 
 def _clean_file(file: _File, cleaning: Cleaning, options: CleanOptions, now: float) -> _File | None:

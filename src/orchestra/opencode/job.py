@@ -38,7 +38,7 @@ from orchestra.opencode.mission.file import (
 from orchestra.opencode.mission.loading import load_agents
 from orchestra.opencode.mission.plan import MissionSettings, Plan, Role
 from orchestra.opencode.mission.report import MissionReport
-from orchestra.opencode.mission.report_files import make_folder
+from orchestra.opencode.mission.report_files import make_folder, make_private
 from orchestra.opencode.mission.runner import Mission
 from orchestra.opencode.mission.saved import SavedMission
 from orchestra.opencode.mission.scrubbing import Scrubber
@@ -47,6 +47,7 @@ from orchestra.opencode.outlets import OutletOptions, Outlets, open_outlets, tel
 from orchestra.opencode.people.permissions import MissionPermissions
 from orchestra.opencode.people.questions import Person
 from orchestra.opencode.progress import Progress
+from orchestra.opencode.project_plugins import check_no_plugins
 from orchestra.opencode.reaper import find_processes, kill
 from orchestra.opencode.records import RECORDS
 from orchestra.opencode.staff import Staff, find_staff
@@ -118,10 +119,16 @@ def prepare(options: JobOptions, saved: SavedMission | None = None) -> Job:
     )
     budget = attrs.evolve(settings.budget, mission=limit)
     settings = attrs.evolve(settings, budget=budget)
+    if saved is not None:
+        directory = saved.directory
+    else:
+        directory = _make_workspace(mission, options.directory)
+    if mission.backend == "opencode" and mission.url is None and not mission.project_config:
+        check_no_plugins(directory)
     return Job(
         goal=mission.goal if saved is None else saved.goal,
         backend=backend,
-        directory=_make_workspace(mission, options.directory) if saved is None else saved.directory,
+        directory=directory,
         plan=mission.plan,
         agents=staff.agents,
         settings=settings,
@@ -318,7 +325,7 @@ async def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
     except OSError as exc:
         tell(f"orchestra: cannot clean up: {exc}")
     else:
-        for problem in cleaning.problems:
+        for problem in (*cleaning.notes, *cleaning.problems):
             tell(f"orchestra: {problem}")
 
 
@@ -363,6 +370,7 @@ async def _run_mission(
         async with background_tasks() as showing:
             showing.start_soon(progress.run)
             report = await mission.wait_finished()
+            await outlets.flush()
             if mission.is_lost:  # the report is the new owner's to write
                 raise WorkspaceOwnedError(report.reason)
             return report
@@ -377,9 +385,8 @@ async def _open_records(
         store: MVCCStore | None = None
         try:
             folder = await anyio.to_thread.run_sync(make_folder, directory)
-            store = await stack.enter_async_context(
-                SQLiteStore(folder / RECORDS, durability="process")
-            )
+            path = await anyio.to_thread.run_sync(make_private, folder / RECORDS)
+            store = await stack.enter_async_context(SQLiteStore(path, durability="process"))
         except (OSError, StoreError) as exc:
             tell(f"orchestra: this mission will have no history: {exc}")
         yield store

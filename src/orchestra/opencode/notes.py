@@ -95,6 +95,7 @@ def take_notes(options: JobOptions) -> dict[str, Any]:
         "url": _without_password(options.url),
         "model": options.model,
         **{name: getattr(options, name) for name in _KEPT},
+        "event_log": os.path.abspath(options.event_log) if options.event_log else None,  # noqa: PTH100
         "run": secrets.token_hex(16),
     }
 
@@ -157,6 +158,7 @@ def recall(saved: SavedMission, *, url: str | None, password: str | None) -> Job
         url=url or notes["url"],
         model=notes["model"],
         **{name: notes[name] for name in _KEPT if name in notes},
+        event_log=Path(notes["event_log"]) if notes.get("event_log") else None,
         directory=saved.directory,
         password=password,
     )

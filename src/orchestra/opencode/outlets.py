@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TextIO, final
 
-import anyio
 from attrs import frozen
 
 from orchestra import Redactor, SessionBackend, background_tasks
@@ -54,6 +53,7 @@ class Outlets:
 
     def __init__(self, progress: Progress) -> None:
         self._listeners: list[Callable[[MissionEvent], object]] = [progress.handle]
+        self._toasts: Toasts | None = None
 
     def __repr__(self) -> str:
         return f"<Outlets {len(self._listeners)}>"
@@ -65,6 +65,20 @@ class Outlets:
             listener: Takes each event.
         """
         self._listeners.append(listener)
+
+    def add_toasts(self, toasts: Toasts) -> None:
+        """Show events as toasts too.
+
+        Args:
+            toasts: What sends them.
+        """
+        self._toasts = toasts
+        self.add(toasts.handle)
+
+    async def flush(self) -> None:
+        """Show the toast that tells the end; to be called while the backend is there. A checkpoint."""
+        if self._toasts is not None:
+            await self._toasts.flush()
 
     def handle(self, event: MissionEvent) -> None:
         """Take in one event.
@@ -118,14 +132,10 @@ async def open_outlets(
         if toasts is None:
             yield
             return
-        outlets.add(toasts.handle)
+        outlets.add_toasts(toasts)
         async with background_tasks() as tasks:
             tasks.start_soon(toasts.run)
-            try:
-                yield
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await toasts.flush()
+            yield
 
 
 def _make_toasts(backend: SessionBackend, directory: Path) -> Toasts | None:

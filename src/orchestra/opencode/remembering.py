@@ -26,7 +26,7 @@ from orchestra.opencode.mission.memory.rules import (
 )
 from orchestra.opencode.mission.plain import clean
 from orchestra.opencode.mission.plan import Role
-from orchestra.opencode.mission.report_files import REPORT_FOLDER, make_folder
+from orchestra.opencode.mission.report_files import REPORT_FOLDER, make_folder, make_private
 from orchestra.opencode.mission.report_json import SCHEMA
 from orchestra.opencode.records import RECORDS
 
@@ -162,6 +162,7 @@ async def _open(
     path = directory / REPORT_FOLDER / RECORDS
     if is_new:
         await anyio.to_thread.run_sync(make_folder, directory)
+        await anyio.to_thread.run_sync(make_private, path)
     elif not await anyio.Path(path).is_file():
         raise ConfigurationError(
             f"nothing is remembered in {str(directory)!r}; run a mission there, add a note, or "

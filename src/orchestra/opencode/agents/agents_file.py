@@ -11,14 +11,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import attrs
 from attrs import field, frozen
 
 from orchestra import Agent, PermissionRule
 from orchestra.errors import ConfigurationError
-from orchestra.opencode.agents.roles import ROLE_AGENTS, close_off
+from orchestra.opencode.agents.roles import NEVER_OPEN, ROLE_AGENTS, close_off
 from orchestra.opencode.mission.file import parse_model
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.specialists import Specialist
@@ -119,7 +119,7 @@ def read_agents_file(path: Path) -> AgentsFile:
         ConfigurationError: It cannot be read or is wrong; one line per fault.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigurationError(
@@ -140,7 +140,7 @@ def parse_agents(text: str, path: Path) -> AgentsFile:
     """
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        document = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+        document = _parse_json(text) if kind == "JSON" else tomllib.loads(text)
     except RecursionError:
         message = f"{path}: not {kind} that can be read: nested too deeply"
         raise ConfigurationError(message) from None
@@ -159,6 +159,20 @@ def parse_agents(text: str, path: Path) -> AgentsFile:
     )
 
 
+def _parse_json(text: str) -> Any:
+    """Return what a JSON text says, as strictly as TOML is: no key twice."""
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the key {twice!r} is there twice in the same object")
+        return made
+
+    return json.loads(text, object_pairs_hook=make)
+
+
 def _specialist(entry: AgentEntry) -> Specialist:
     """Make an agent of an entry; it may do what a worker may unless the entry says otherwise."""
     base = Agent(entry.name, permissions=ROLE_AGENTS[Role.WORKER].permissions)
@@ -173,9 +187,12 @@ def _entry(root: Table, name: str, folder: Path) -> AgentEntry | None:
     if not _NAME.fullmatch(name) or name in _TAKEN:
         table.problem("", "expected a name of 1 to 64 letters, digits, '.', '_' or '-', not taken")
     is_new = name not in _ROLES
-    description = table.text("description", is_required=is_new)
+    is_misspelt = is_new and name.lower() in _ROLES
+    description = table.text("description", is_required=is_new and not is_misspelt)
     prompt = _prompt(table, folder)
-    if is_new and "prompt" not in table and "prompt_file" not in table:
+    if is_misspelt:
+        table.problem("", f"a role's agent is called {name.lower()!r}, in small letters")
+    elif is_new and "prompt" not in table and "prompt_file" not in table:
         table.problem("", "expected 'prompt' or 'prompt_file', since this is no role's agent")
     entry = AgentEntry(
         name=name,
@@ -226,8 +243,8 @@ def _permissions(table: Table) -> tuple[PermissionRule, ...] | None:
         permission = each.text("permission", is_required=True)
         pattern = each.text("pattern", "*")
         action = each.choice("action", _ACTIONS, is_required=True)
-        if permission == "task" and action in {"allow", "ask"}:
-            each.wrong("action", "'deny', since no agent of a mission starts others")
+        if permission in NEVER_OPEN and action in {"allow", "ask"}:
+            each.wrong("action", NEVER_OPEN[permission])
         each.close()
         if permission and action is not None:
             word = cast('Literal["allow", "deny", "ask"]', action)

@@ -16,7 +16,7 @@ from typing import Literal, final
 from orchestra import Agent, PermissionRule
 from orchestra.opencode.mission.plan import Role
 
-__all__ = ("ROLE_AGENTS", "close_off")
+__all__ = ("NEVER_OPEN", "ROLE_AGENTS", "add_rules", "close_off")
 
 
 def _rule(action: Literal["allow", "deny"], permission: str, pattern: str = "*") -> PermissionRule:
@@ -32,7 +32,11 @@ _NOBODY_TO_ASK = tuple(
     _rule("deny", permission)
     for permission in ("task", "question", "external_directory", "doom_loop")
 )
-_TERMINAL = ("task", "question")
+NEVER_OPEN: Mapping[str, str] = {
+    "task": "'deny', since no agent of a mission starts others",
+    "question": "'deny', since nobody answers an agent's questions",
+}
+"""What no rule of a file may open, with what is expected instead."""
 _READ_ONLY = (
     _rule("deny", "*"),
     *(_rule("allow", permission) for permission in ("read", "glob", "grep", "list")),
@@ -69,11 +73,26 @@ def close_off(rules: tuple[PermissionRule, ...]) -> tuple[PermissionRule, ...]:
     named = {rule.permission for rule in rules}
     is_env_named = any(rule.permission == "read" and ".env" in rule.pattern for rule in rules)
     return (
-        *(rule for rule in rules if rule.permission not in _TERMINAL),
-        *(_rule("deny", name) for name in _TERMINAL),
+        *(rule for rule in rules if rule.permission not in NEVER_OPEN),
+        *(_rule("deny", name) for name in NEVER_OPEN),
         *(_rule("deny", name) for name in ("external_directory", "doom_loop") if name not in named),
         *(() if is_env_named else _NO_SECRETS),
     )
+
+
+def add_rules(agent: Agent, rules: tuple[PermissionRule, ...]) -> tuple[PermissionRule, ...]:
+    """Return what an agent may do when rules of a mission come after its own.
+
+    A wildcard among them opens no more than it would in an agent's own rules.
+
+    Args:
+        agent: The agent.
+        rules: The mission's rules for its role.
+    """
+    is_wide = any(
+        rule.permission in NEVER_OPEN or not {*"*?"}.isdisjoint(rule.permission) for rule in rules
+    )
+    return (*agent.permissions, *(close_off(rules) if is_wide else rules))
 
 
 @final

@@ -225,6 +225,7 @@ class ManagedServer:
             env["OPENCODE_CONFIG"] = str(path)
         if not self._project_config:
             env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
+            env["OPENCODE_DISABLE_EXTERNAL_SKILLS"] = "1"  # .claude/skills, which the other lets in
         name, _, value = self._marker.partition("=")
         return env | self._environment | {name: value}
 

@@ -35,6 +35,7 @@ from orchestra.events import (
     Usage,
     UsageReported,
 )
+from orchestra.opencode.agents.roles import add_rules
 from orchestra.opencode.mission.alarms import Alarms
 from orchestra.opencode.mission.attempts import Attempts
 from orchestra.opencode.mission.attribution import edited_paths
@@ -354,7 +355,7 @@ class Crew:
             agent,
             model=ask.model or agent.model,
             subagent_depth=room,
-            permissions=(*agent.permissions, *rules),
+            permissions=add_rules(agent, rules),
         )
 
     async def _prompt(self, ask: Ask, turn: Turn) -> Finished:

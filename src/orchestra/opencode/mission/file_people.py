@@ -7,6 +7,7 @@ from typing import Literal, cast
 from attrs import frozen
 
 from orchestra import PermissionRule
+from orchestra.opencode.agents.roles import NEVER_OPEN
 from orchestra.opencode.mission.people_settings import PeopleSettings
 from orchestra.opencode.mission.plan import Role
 from orchestra.opencode.mission.tables import Table
@@ -79,6 +80,9 @@ def _rule(table: Table, key: str, permission: str, pattern: str) -> list[Permiss
         return []
     action = table.choice(key, _ACTIONS)
     if action is None:
+        return []
+    if action != "deny" and permission in NEVER_OPEN:
+        table.wrong(key, NEVER_OPEN[permission])
         return []
     word = cast("Literal['allow', 'deny', 'ask']", action)
     return [PermissionRule(permission=permission, pattern=pattern, action=word)]

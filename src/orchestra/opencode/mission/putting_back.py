@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -92,6 +93,8 @@ def _put_back(root: str, contents: Contents, wanted: Restoring) -> Restored:
 def move_aside(full: Path, folder: Path, path: str) -> Path:
     """Move a file into a folder, beside what is there of the same name. Blocks.
 
+    Its date becomes that of the move, from which its time there counts.
+
     Args:
         full: The file.
         folder: The folder.
@@ -105,6 +108,8 @@ def move_aside(full: Path, folder: Path, path: str) -> Path:
     if os.path.lexists(target):
         target = target.with_name(f"{target.name}.{secrets.token_hex(3)}")
     shutil.move(full, target)
+    with suppress(OSError, NotImplementedError):
+        os.utime(target, follow_symlinks=False)
     return target
 
 

@@ -13,7 +13,7 @@ from orchestra.opencode.mission.report import MissionReport
 from orchestra.opencode.mission.report_html import report_to_html
 from orchestra.opencode.mission.report_json import report_to_json
 
-__all__ = ("REPORT_FOLDER", "ReportFiles", "make_folder", "write_report")
+__all__ = ("REPORT_FOLDER", "ReportFiles", "make_folder", "make_private", "write_report")
 
 REPORT_FOLDER = ".orchestra"
 """The folder, in the workspace, that holds everything of ours but the to-do list."""
@@ -50,6 +50,20 @@ def make_folder(directory: Path) -> Path:
     folder.chmod(0o700)
     _replace(folder / ".gitignore", "*\n")
     return folder
+
+
+def make_private(path: Path) -> Path:
+    """Make a file its owner's only, and make it if it is not there; return it. Blocks.
+
+    Args:
+        path: The file; what a database puts beside it has the same mode.
+
+    Raises:
+        OSError: It cannot be made, or belongs to somebody else.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+    return path
 
 
 def write_report(report: MissionReport, directory: Path) -> ReportFiles:

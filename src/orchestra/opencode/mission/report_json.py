@@ -49,9 +49,19 @@ def report_to_json(report: MissionReport) -> dict[str, Any]:
 
 
 def _record(value: Any) -> dict[str, Any]:
-    return {
+    record = {
         attribute.name: _plain(getattr(value, attribute.name)) for attribute in fields(type(value))
     }
+    if record.get("receipt") is not None:
+        _print_once(record["commands"], record["receipt"]["commands"])
+    return record
+
+
+def _print_once(commands: list[dict[str, Any]], proofs: list[dict[str, Any]]) -> None:
+    """Leave the output of a command out of a receipt when its result is listed beside that."""
+    for proof in proofs:
+        if proof in commands:
+            proof |= {"same_as": commands.index(proof), "output": ""}
 
 
 def _plain(value: Any) -> Any:
@@ -85,6 +95,7 @@ def report_from_json(document: object) -> MissionReport:
         root.wrong("schema", f"{SCHEMA}, the form that this version reads")
         raise ConfigurationError(*root.problems)
     counters, shares = root.table("statistics"), root.table("causes")
+    commands = tuple(map(_command, root.tables("commands")))
     report = MissionReport(
         goal=_text(root, "goal"),
         outcome=_choice(root, "outcome", MissionOutcome.FAILED),
@@ -92,14 +103,14 @@ def report_from_json(document: object) -> MissionReport:
         backend=_text(root, "backend"),
         directory=_text(root, "directory"),
         tasks=tuple(map(_task, root.tables("tasks"))),
-        commands=tuple(map(_command, root.tables("commands"))),
+        commands=commands,
         timeline=tuple(map(_span, root.tables("timeline"))),
         usage=_usage(root.table("usage")),
         elapsed=root.number("elapsed"),
         started_at=_text(root, "started_at"),
         warnings=_texts(root, "warnings"),
         evidence=_evidence(root),
-        receipt=_receipt(root),
+        receipt=_receipt(root, commands),
         costs=None
         if root.take("costs", "an object or null") is None
         else _costs(root.table("costs")),
@@ -139,6 +150,7 @@ def _nullable(table: Table, key: str) -> str | None:
 
 
 def _task(table: Table) -> TaskReport:
+    commands = tuple(map(_command, table.tables("commands")))
     return TaskReport(
         id=_text(table, "id"),
         title=_text(table, "title"),
@@ -148,10 +160,10 @@ def _task(table: Table) -> TaskReport:
         files=_texts(table, "files"),
         depends=_texts(table, "depends"),
         usage=_usage(table.table("usage")),
-        commands=tuple(map(_command, table.tables("commands"))),
+        commands=commands,
         summary=_text(table, "summary"),
         parent=_text(table, "parent"),
-        receipt=_receipt(table),
+        receipt=_receipt(table, commands),
         segments=_segments(table),
     )
 
@@ -174,7 +186,7 @@ def _segment(table: Table) -> Segment:
     )
 
 
-def _receipt(table: Table) -> Receipt | None:
+def _receipt(table: Table, commands: tuple[CommandResult, ...]) -> Receipt | None:
     if table.take("receipt", "an object or null") is None:
         return None
     receipt = table.table("receipt")
@@ -182,7 +194,7 @@ def _receipt(table: Table) -> Receipt | None:
         stage=_text(receipt, "stage"),
         tree=_text(receipt, "tree"),
         problems=_texts(receipt, "problems"),
-        commands=tuple(map(_command, receipt.tables("commands"))),
+        commands=tuple(_proof(each, commands) for each in receipt.tables("commands")),
         findings=_findings(receipt),
         changed=_texts(receipt, "changed"),
         strays=_texts(receipt, "strays"),
@@ -198,6 +210,11 @@ def _findings(table: Table) -> tuple[Finding, ...]:
         )
         for finding in table.tables("findings")
     )
+
+
+def _proof(table: Table, commands: tuple[CommandResult, ...]) -> CommandResult:
+    same_as = table.integer("same_as", -1, minimum=-1, maximum=len(commands) - 1)
+    return _command(table) if same_as < 0 else commands[same_as]
 
 
 def _command(table: Table) -> CommandResult:

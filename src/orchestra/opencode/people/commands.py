@@ -91,7 +91,7 @@ def _clean(options: argparse.Namespace, console: Console) -> int:
     if console.is_json:
         console.document({"schema": _SCHEMA, **asdict(cleaning)})
     console.line(str(cleaning))
-    for problem in cleaning.problems:
+    for problem in (*cleaning.notes, *cleaning.problems):
         console.line(f"  {problem}")
     return 1 if cleaning.problems else 0
 
