@@ -170,8 +170,8 @@ class _Connection:
     __slots__ = ("_poll", "_socket", "_stream", "_url", "idle_since", "silence")
 
     def __init__(self, stream: ByteStream, url: str) -> None:
-        self.silence = inf
-        self.idle_since = 0.0
+        self.silence: float = inf
+        self.idle_since: float = 0.0
         self._stream = stream
         self._url = url
         self._socket: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610

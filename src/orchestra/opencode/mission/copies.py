@@ -248,7 +248,8 @@ class _Copy(Apart):
             await self._put_back(strays, self._base, NO_LEASE)
             changed = await self._changed()
         self._seen = self._tree.files
-        self.checked, self.seat.changed = self._digest(changed), set(changed)
+        self.checked: str = self._digest(changed)
+        self.seat.changed = set(changed)
         now = self._tree.files
         pairs = [(path, self._base.get(path), now.get(path)) for path in changed]
         return Change(
@@ -309,7 +310,7 @@ class _Copy(Apart):
     async def _put_back(
         self, paths: Sequence[str], states: Mapping[str, FileState], why: str
     ) -> None:
-        self.strays += paths
+        self.strays.extend(paths)
         workspace = self._copies.workspace
         await workspace.put_aside(self.seat.task_id, self._directory, paths, why)
         await self._restore(paths, states)

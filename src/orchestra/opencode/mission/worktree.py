@@ -80,7 +80,8 @@ class Worktree(Apart):
                 tree = await self.tree()
                 changed = await repository.changed(before, tree)
             diff = await repository.diff(before, tree)
-            self.checked, self.seat.changed = tree, set(changed)
+            self.checked: str = tree
+            self.seat.changed = set(changed)
         except GitError as exc:
             return Change(tree="", directory=self.directory, problems=(str(exc),))
         return Change(
@@ -149,7 +150,7 @@ class Worktree(Apart):
             return  # the look that follows tells of it
 
     async def _put_back(self, strays: Sequence[str], source: str, why: str) -> None:
-        self.strays += strays
+        self.strays.extend(strays)
         await self._worktrees.workspace.put_aside(self.seat.task_id, self.directory, strays, why)
         await self._restore(strays, source)
 
