@@ -21,6 +21,7 @@ from orchestra import MemoryStore
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.places import Places
+from orchestra.opencode.mission.repository import Repository
 from orchestra.opencode.mission.workplaces import Workplace, WorkplaceError
 from orchestra.opencode.mission.worktrees import Worktrees
 
@@ -510,6 +511,56 @@ async def test_a_change_that_was_taken_over_already(tmp_path: Path) -> None:
             await places.open("t", ("a",))
             assert not await places.is_taken("t", ("a",), tree)
     assert branches(root) == ["main"]
+
+
+@pytest.mark.parametrize("moment", ["announced", "begun", "written", "edited"])
+async def test_killed_while_a_change_is_taken_over(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes on still knows what was the task's work, and overwrites no edit of a person."""
+    root = tmp_path / "r"
+    make_repository(root)
+
+    class KilledError(Exception):
+        pass
+
+    async def write(_: Repository, top: Path, *__: object) -> bool:
+        if moment != "announced":
+            (top / "a").write_text("new a\n")
+        if moment == "written":
+            (top / "c").write_text("new c\n")
+        raise KilledError
+
+    async with MemoryStore() as store:
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("p.a", ("a", "c"))
+            await work(place, a="new a\n", c="new c\n")
+            tree = (await place.look()).tree
+            with monkeypatch.context() as patch:
+                patch.setattr(Repository, "write", write)
+                with pytest.raises(KilledError):
+                    await place.integrate(tree)
+            places.abandon()
+        if moment == "edited":
+            (root / "a").write_text("of a person\n")
+        async with worktrees_at(root, store=store) as places:
+            place = await places.open("p.a", ("a", "c"), is_resumed=True)
+            assert (await place.look()).tree == tree
+            problem = await accept(place)
+            if moment == "edited":
+                assert "conflict" in problem
+                assert (root / "a").read_text() == "of a person\n"
+            else:
+                assert not problem
+                parent = await places.open("p", ("a", "b", "c"), parts=("p.a",))
+                change = await parent.look()
+                assert change.changed == ("a", "c")
+                assert "+new a" in change.diff
+                assert not await accept(parent)
+    if moment != "edited":
+        assert ((root / "a").read_text(), (root / "c").read_text()) == ("new a\n", "new c\n")
+        assert branches(root) == ["main"]
+        assert not git(root, "for-each-ref", "refs/orchestra", "refs/orchestra-next")
 
 
 ACTS = st.lists(

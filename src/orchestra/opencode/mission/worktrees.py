@@ -102,6 +102,7 @@ class Worktrees:
             await anyio.to_thread.run_sync(unlock_indexes, self._folder)
             await self._sweep()
             self._tip = await self._find_tip()
+            await self._catch_up()
             await self.snapshot()
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
@@ -122,6 +123,32 @@ class Worktrees:
         git = self.repository.git
         _, out, _ = await git.ask("rev-parse", "--verify", "--quiet", self._tip_ref)
         return out.strip() or await self.repository.head()
+
+    @property
+    def _next_ref(self) -> str:
+        """Names the commit that the tip is about to be, while the workspace is written."""
+        return f"refs/orchestra-next/{self._mission_id}"
+
+    async def _catch_up(self) -> None:
+        """Finish what an earlier process was taking over when it was killed.
+
+        Otherwise a snapshot would hold it, and nobody could say later what the task has done.
+        """
+        repository, git = self.repository, self.repository.git
+        _, out, _ = await git.ask("rev-parse", "--verify", "--quiet", self._next_ref)
+        coming = out.strip()
+        _, out, _ = await git.ask("rev-parse", "--verify", "--quiet", f"{coming}^1")
+        if not coming or out.strip() != self._tip:
+            return
+        index = self._folder / "index"
+        now = await repository.tree(git.directory, index)
+        touched = set(await repository.changed(self._tip, coming))
+        written = touched & set(await repository.changed(self._tip, now))
+        if not written or written & set(await repository.changed(coming, now)):
+            return  # not begun, or somebody else has been there
+        whole = await repository.undo(now, [(coming, self._tip)], self._folder / "whole")
+        if await repository.write(git.directory, index, now, whole):
+            await self._move_tip(coming)
 
     async def snapshot(self) -> str:
         """Return a commit that holds the workspace as it is, uncommitted work too. A checkpoint.
@@ -336,12 +363,15 @@ class Worktrees:
             touched = await repository.changed(tip, merge.tree)
             if held := [path for path in touched if self.workspace.seats.holder(path)]:
                 return Taken(problem=f"another task has a lease on {held[0]}: leave it alone")
+            merged = await repository.commit(merge.tree, message, tip, change)
             async with self.workspace.writing():
                 top, index = repository.git.directory, self._folder / "index"
-                if not await repository.write(top, index, tip, merge.tree):
-                    continue  # a person has changed one of the files just now: merge with that
-                await self.workspace.written(touched)
-            await self._move_tip(await repository.commit(merge.tree, message, tip, change))
+                await repository.git.run("update-ref", self._next_ref, merged)
+                with anyio.CancelScope(shield=True):
+                    if not await repository.write(top, index, tip, merge.tree):
+                        continue  # a person has changed one of the files just now: merge with that
+                    await self.workspace.written(touched)
+                    await self._move_tip(merged)
             place.merged = change
             problem = await self.leases.accept(seat.task_id, place.leased, seat.fence, tree)
             return Taken(problem=problem)
@@ -446,7 +476,8 @@ class Worktrees:
             await self._drop_branches(folder.name)
             if self._parents and folder == self._folder:
                 return  # whoever goes on with the mission finds there what parts have done
-            await self.repository.git.ask("update-ref", "-d", f"refs/orchestra/{folder.name}")
+            for space in ("orchestra", "orchestra-next"):
+                await self.repository.git.ask("update-ref", "-d", f"refs/{space}/{folder.name}")
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def abandon(self) -> None:
