@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+settings.register_profile("brief", max_examples=50, deadline=None)
 settings.register_profile("quick", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
