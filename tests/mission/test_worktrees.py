@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestra import MemoryStore
+from orchestra.opencode.mission.git import Git, GitError
 from orchestra.opencode.mission.isolation import Isolation
 from orchestra.opencode.mission.mission_lock import MissionLock
 from orchestra.opencode.mission.places import Places
@@ -561,6 +562,33 @@ async def test_killed_while_a_change_is_taken_over(
         assert ((root / "a").read_text(), (root / "c").read_text()) == ("new a\n", "new c\n")
         assert branches(root) == ["main"]
         assert not git(root, "for-each-ref", "refs/orchestra", "refs/orchestra-next")
+
+
+async def test_files_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that vanishes while git looks ends nothing; a draft of TODO.md is nobody's work."""
+    root = tmp_path / "r"
+    make_repository(root)
+    (root / ".TODO.md.0123abcd").write_text("half")
+    (root / ".TODO.md.example").write_text("a person's")
+    failures = 4
+    run_git = Git.run
+
+    async def run(self: Git, *words: str, stdin: str = "", index: Path | None = None) -> str:
+        nonlocal failures
+        if words[0] == "add" and failures:
+            failures -= 1
+            raise GitError("git add: fatal: unable to stat 'x': No such file or directory")
+        return await run_git(self, *words, stdin=stdin, index=index)
+
+    monkeypatch.setattr(Git, "run", run)
+    async with worktrees_at(root) as places:
+        place = await places.open("t", ("a",))
+        assert not failures
+        assert not (place.directory / ".TODO.md.0123abcd").exists()
+        assert (place.directory / ".TODO.md.example").exists()
+        await work(place, a="new\n")
+        assert not await accept(place)
+    assert (root / ".TODO.md.0123abcd").read_text() == "half"
 
 
 ACTS = st.lists(

@@ -6,6 +6,7 @@ own, and the workspace changes only by what a merge has brought.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import final
@@ -20,6 +21,8 @@ from orchestra.opencode.mission.workplaces import WorkplaceError
 __all__ = ("Merge", "Repository", "open_repository")
 
 _MAX_TRIES = 5
+_DELAY = 0.05
+"""Seconds before something is tried again."""
 _GITLINK = "160000"
 
 
@@ -72,6 +75,8 @@ class Repository:
         self.git: Git = git
         self.prefix: str = prefix
         excluded = [f":(top,exclude,literal){prefix}{path}" for path in skipped if path]
+        # Beside such a file is its next version for a moment, before it takes its place.
+        excluded += [f":(top,exclude,glob){_drafts_of(prefix + path)}" for path in skipped if path]
         self._pathspec = [f":(top,literal){prefix}" if prefix else ":(top)", *excluded]
 
     async def tree(self, top: Path, index: Path, *, forced: Sequence[str] = ()) -> str:
@@ -89,12 +94,24 @@ class Repository:
         if not await anyio.Path(index).exists():
             code, _, _ = await git.ask("rev-parse", "--verify", "--quiet", "HEAD")
             await git.run("read-tree", *(["--empty"] if code else ["HEAD"]), index=index)
-        await git.run("add", "--all", "--", *self._pathspec, index=index)
+        await self._add_all(git, index)
         there = [path for path in forced if await anyio.Path(top, self.prefix, path).is_file()]
         if there:
             names = [f":(top,literal){self.prefix}{path}" for path in there]
             await git.run("add", "--force", "--", *names, index=index)
         return (await git.run("write-tree", index=index)).strip()
+
+    async def _add_all(self, git: Git, index: Path) -> None:
+        """Add what there is. Files that come and go meanwhile, as editors make them, fail it."""
+        for tries_left in reversed(range(_MAX_TRIES)):
+            try:
+                await git.run("add", "--all", "--", *self._pathspec, index=index)
+            except GitError:
+                if not tries_left:
+                    raise
+                await anyio.sleep(_DELAY)
+            else:
+                return
 
     async def tree_of(self, commit: str) -> str:
         """Return a commit's tree. A checkpoint.
@@ -353,3 +370,10 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"<Repository {self.git.directory}>"
+
+
+def _drafts_of(path: str) -> str:
+    """Return the pattern of what stands beside a file while it is written."""
+    folder, _, name = path.rpartition("/")
+    pattern = f"{folder}/.{name}." if folder else f".{name}."
+    return re.sub(r"[\\*?\[]", r"\\\g<0>", pattern) + "?" * 8
