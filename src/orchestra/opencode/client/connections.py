@@ -1,7 +1,7 @@
 """Connections to one server that are kept and used again: HTTP/1.1, parsed by llhttp.
 
 A general HTTP client costs a multiple of what a short call to a server on this machine needs, and
-a mission makes a dozen of them for each task: see docs/benchmarks.rst. The pool is simple, since
+a mission makes a dozen of them for each task: see the benchmarks. The pool is simple, since
 there is one server, and nothing to be followed, unpacked or remembered.
 """
 
