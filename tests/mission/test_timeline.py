@@ -49,3 +49,17 @@ def test_turns_of_earlier_processes() -> None:
     ]
     assert [each.task_id for each in timeline] == [None, "a", "a", "a", "a"]
     assert make_timeline(book(), [here], began=0) == (here,)
+
+
+def test_what_a_turn_waits_for_does_not_end_it() -> None:
+    """A workplace, somebody's leave and the server's next try are waited for within one turn."""
+    book = WaitBook()
+    book.begin("a")
+    for at, cause in enumerate(
+        (Cause.WORK, Cause.PLACE, Cause.WORK, Cause.PERMISSION, Cause.WORK, Cause.RETRY, Cause.WORK)
+    ):
+        book.turn("a", cause, at)
+    book.turn("a", Cause.GATES, 10)
+    book.resume(20)
+    (turn,) = make_timeline(book, (), began=20)
+    assert (turn.name, turn.started, turn.ended, turn.outcome) == ("worker", 0, 10, "done")

@@ -17,6 +17,8 @@ _TURNS: Mapping[Cause, str] = {
     Cause.REVIEW: "reviewer",
 }
 _QUEUES = frozenset({Cause.SLOT, Cause.PRIORITY})
+_INSIDE = frozenset({Cause.PLACE, Cause.PERMISSION, Cause.RETRY})
+"""What a turn waits for after it has begun."""
 
 
 def carried_on(book: WaitBook, now: float) -> float:
@@ -67,7 +69,7 @@ def _earlier(book: WaitBook, task: str, began: float) -> Iterator[Span]:
     for each in segments:
         name = _TURNS.get(each.cause) if each.of == task else None
         if turn is not None:
-            if each.cause is Cause.RETRY or name == turn.name:
+            if each.cause in _INSIDE or name == turn.name:
                 turn = evolve(turn, ended=each.until)
                 continue
             yield evolve(turn, outcome="lost" if each.cause is Cause.AWAY else "done")
