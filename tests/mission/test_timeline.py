@@ -60,6 +60,7 @@ def test_what_a_turn_waits_for_does_not_end_it() -> None:
     ):
         book.turn("a", cause, at)
     book.turn("a", Cause.GATES, 10)
+    book.turn("a", Cause.REVIEW, 12)
     book.resume(20)
-    (turn,) = make_timeline(book, (), began=20)
+    turn, *_ = make_timeline(book, (), began=20)
     assert (turn.name, turn.started, turn.ended, turn.outcome) == ("worker", 0, 10, "done")
