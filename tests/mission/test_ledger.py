@@ -248,10 +248,13 @@ async def test_a_mission_whose_state_cannot_be_written_ends(tmp_path: Path) -> N
 
     async with SQLiteStore(tmp_path / "m.db", durability="process") as file:
 
+        def fill() -> None:
+            sql = file._engine._write.sql  # type: ignore[attr-defined]
+            (pages,) = sql.execute("PRAGMA page_count").fetchone()
+            sql.execute(f"PRAGMA max_page_count = {pages}")
+
         async def worker(turn: Turn) -> str:
-            writer = file._engine._write  # type: ignore[attr-defined]
-            (pages,) = writer.sql.execute("PRAGMA page_count").fetchone()
-            writer.sql.execute(f"PRAGMA max_page_count = {pages}")
+            await file._engine._on_writer(fill)  # type: ignore[attr-defined]
             return os.urandom(1_000).hex()
 
         with anyio.fail_after(20):
